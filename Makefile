@@ -1,0 +1,47 @@
+SHELL := /bin/bash
+VENV ?= .venv
+PY ?= python3.11
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test lint protos config-docs clean
+
+help: ## Show this list
+	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+# torch comes first and alone: pip takes the CPU build where PIP_INDEX_URL / a find-links page offers it (see README).
+$(VENV)/.installed: pyproject.toml requirements/local.lock
+	$(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install --no-compile --quiet --progress-bar off torch==2.13.0
+	$(BIN)/python -m pip install --no-compile --quiet --progress-bar off -r requirements/local.lock
+	$(BIN)/python -m pip install --no-compile --quiet --progress-bar off --no-deps -e .
+	touch $@
+
+install: $(VENV)/.installed ## Create .venv with everything that the local mesh and the tests need
+
+demo: install ## Start a local mesh, replay the support-desk workload, print what it saved
+	$(BIN)/llmmesh demo
+
+up: install ## Start a local mesh and leave it running
+	$(BIN)/llmmesh up
+
+test: install ## Run the test suite
+	$(BIN)/python -m pytest
+
+lint: install ## Formatting, types, import rules, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	PATH="$(BIN):$$PATH" $(BIN)/buf lint
+	PATH="$(BIN):$$PATH" $(BIN)/buf format --diff --exit-code
+	$(BIN)/python -m services.cli.generate --check
+
+protos: install ## Regenerate the stubs from protos/
+	PATH="$(BIN):$$PATH" $(BIN)/python -m services.cli.generate
+
+bench-%: install ## Run benchmarks/<name> and write benchmarks/results/<name>.json
+	$(BIN)/python -m benchmarks.$*
+
+clean: ## Remove .venv and what tests and runs left
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,148 @@
+"""What surrounds every RPC, in one interceptor for all four shapes: span, deadline, errors, malformed bytes.
+
+One interceptor and not four, because on the hot path each costs more than the cache lookup it surrounds.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol, cast
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode
+
+from services.common import telemetry
+from services.common.deadline import set_remaining
+from services.common.errors import STATUS_TRAILER, InvalidInput, MeshError, Violation, to_status
+
+log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class _Handler(Protocol):
+    request_streaming: bool
+    response_streaming: bool
+    request_deserializer: Callable[[bytes], Any] | None
+    response_serializer: Callable[[Any], bytes] | None
+    unary_unary: Callable[[Any, Context], Awaitable[Any]] | None
+    unary_stream: Callable[[Any, Context], AsyncIterator[Any]] | None
+    stream_unary: Callable[[Any, Context], Awaitable[Any]] | None
+    stream_stream: Callable[[Any, Context], AsyncIterator[Any]] | None
+
+
+class MeshInterceptor(grpc.aio.ServerInterceptor):
+    """Spans, deadlines and errors for every RPC of the mesh's own services; health and reflection pass through."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Any] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        method = details.method if isinstance(details.method, str) else details.method.decode()
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(details)
+            if handler is None or not method.startswith("/llmmesh."):
+                return handler
+            wrapped = self._wrapped[method] = _wrap(handler, method)
+        return wrapped
+
+
+def _wrap(handler: _Handler, method: str) -> Any:
+    """The handler with everything around it. It deserialises itself, so that malformed bytes are a named error."""
+    parse = handler.request_deserializer or (lambda data: data)
+    name = method.removeprefix("/")
+
+    async def unary_unary(data: bytes, context: Context) -> Any:
+        async with _Scope(name, context):
+            return await cast(Any, handler.unary_unary)(_parse(parse, data), context)
+
+    async def unary_stream(data: bytes, context: Context) -> AsyncIterator[Any]:
+        async with _Scope(name, context):
+            async for response in cast(Any, handler.unary_stream)(_parse(parse, data), context):
+                yield response
+
+    async def stream_unary(stream: AsyncIterator[bytes], context: Context) -> Any:
+        async with _Scope(name, context):
+            return await cast(Any, handler.stream_unary)((_parse(parse, data) async for data in stream), context)
+
+    async def stream_stream(stream: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+        async with _Scope(name, context):
+            requests = (_parse(parse, data) async for data in stream)
+            async for response in cast(Any, handler.stream_stream)(requests, context):
+                yield response
+
+    serializer = handler.response_serializer
+    if handler.request_streaming:
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(cast(Any, stream_stream), None, serializer)
+        return grpc.stream_unary_rpc_method_handler(cast(Any, stream_unary), None, serializer)
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(cast(Any, unary_stream), None, serializer)
+    return grpc.unary_unary_rpc_method_handler(cast(Any, unary_unary), None, serializer)
+
+
+def _parse(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError:
+        description = "is not a valid message of this type: malformed protobuf or text that is not UTF-8"
+        raise InvalidInput(violations=(Violation("request", description),)) from None
+
+
+class _Scope:
+    """One RPC: its span is current inside, its deadline is set, and what it raises becomes a status."""
+
+    __slots__ = ("_context", "_method", "_span", "_token")
+
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        parent, state = None, None
+        for key, value in self._context.invocation_metadata() or ():
+            if key == "traceparent":
+                parent = value
+            elif key == "tracestate":
+                state = value
+        remote = telemetry.extract(str(parent), None if state is None else str(state)) if parent else None
+        above = trace.set_span_in_context(NonRecordingSpan(remote)) if remote else otel_context.Context()
+        self._span: Span = trace.get_tracer("llmmesh").start_span(self._method, context=above, kind=SpanKind.SERVER)
+        self._token = otel_context.attach(trace.set_span_in_context(self._span, above))
+        set_remaining(self._context.time_remaining())
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+        try:
+            if error is None or isinstance(error, grpc.aio.AbortError | GeneratorExit):
+                return
+            named = error if isinstance(error, MeshError) else None
+            reason = named.reason if named else "CANCELLED" if not isinstance(error, Exception) else "INTERNAL"
+            self._span.set_status(Status(StatusCode.ERROR, reason))
+            self._span.set_attribute(telemetry.ERROR_TYPE, reason)
+            if named is None and isinstance(error, Exception):
+                log.error("unexpected_error", method=self._method, exc_info=error)
+                named = MeshError("an internal error occurred; its trace id finds it in the log")
+            if named is not None:
+                await _abort(self._context, named)
+        finally:
+            self._span.end()
+            _detach(self._token)
+
+
+def _detach(token: Any) -> None:
+    # A cancelled stream's generator may be closed from another task, whose context never held our span.
+    try:
+        otel_context._RUNTIME_CONTEXT.detach(token)
+    except ValueError:
+        pass
+
+
+async def _abort(context: Context, error: MeshError) -> None:
+    """Ends the RPC with the error's status, message and details."""
+    trailer = ((STATUS_TRAILER, to_status(error).SerializeToString()),)
+    await context.abort(error.status, error.message, trailer)

@@ -1,0 +1,132 @@
+"""The policy: one YAML file that says how each namespace may be answered. Every service reads the part it needs.
+
+Unknown fields, unknown models and missing prices are errors at start that name file and line.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from services.common.prices import PriceBook
+from services.common.settings import parse_duration
+from services.common.yaml_file import ConfigError, find_line, load_yaml_model
+
+SHIPPED = Path(__file__).parent / "data" / "policy.yaml"
+
+
+def _seconds(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+
+
+class TtlClass(StrEnum):
+    """How long an answer lives."""
+
+    REALTIME = "realtime"
+    USER = "user"
+    FAQ = "faq"
+    STATIC = "static"
+    ARCHIVE = "archive"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CachePolicy(_Strict):
+    """What the cache may do in a namespace."""
+
+    exact: bool = Field(True, description="Answer identical requests from the cache.")
+    semantic: bool = Field(True, description="Answer paraphrases in the same scope from the cache.")
+    floor: float = Field(0.5, ge=0, le=1, description="Similarity below which nothing is a candidate.")
+    thresholds: dict[str, float] = Field(
+        default_factory=dict, description="Lowest similarity to serve, per embedding model; a model not named never serves."
+    )
+    ttl_class: TtlClass = Field(TtlClass.FAQ, description="Lifetime class of answers unless the caller names one.")
+    max_temperature: float = Field(1.0, ge=0, le=2, description="Requests above this temperature are neither served nor stored.")
+    allow_cross_language: bool = Field(False, description="An answer may serve a question in another language.")
+    store_tool_calls: bool = Field(False, description="Answers that call tools may be stored.")
+
+
+class CompressionPolicy(_Strict):
+    """Whether and how far prompts are compressed."""
+
+    enabled: bool = Field(False, description="Compress long context.")
+    rate: float = Field(0.5, ge=0.33, le=1, description="Share of tokens to keep.")
+    min_block_tokens: int = Field(256, ge=1, description="Shorter texts stay as they are.")
+
+
+class BudgetPolicy(_Strict):
+    """What a tenant may spend."""
+
+    usd_per_day: float | None = Field(None, gt=0, description="Hard limit per UTC day in dollars; unset means none.")
+
+
+class NamespacePolicy(_Strict):
+    """The rules of one namespace."""
+
+    cache: CachePolicy = Field(default_factory=CachePolicy)
+    compression: CompressionPolicy = Field(default_factory=CompressionPolicy)
+    budget: BudgetPolicy = Field(default_factory=BudgetPolicy)
+    default_tier: str = Field("medium", description="Tier when the router is down.")
+
+
+class TierPolicy(_Strict):
+    """Models of one tier, the preferred one first."""
+
+    candidates: tuple[str, ...] = Field(min_length=1)
+    expected_output_tokens: int = Field(300, ge=1, description="Typical answer length, to price candidates before the call.")
+
+
+class Policy(_Strict):
+    """The whole file."""
+
+    baseline: str = Field(description="The model that everything would have gone to: savings are counted against it.")
+    tiers: dict[str, TierPolicy] = Field(min_length=1)
+    ttl_classes: dict[TtlClass, Seconds] = Field(default_factory=dict)
+    namespaces: dict[str, NamespacePolicy] = Field(default_factory=lambda: {"default": NamespacePolicy()})
+
+    @model_validator(mode="after")
+    def _default_tiers_exist(self) -> "Policy":
+        for name, namespace in self.namespaces.items():
+            if namespace.default_tier not in self.tiers:
+                raise ValueError(f"namespaces.{name}.default_tier: no tier is named {namespace.default_tier!r}")
+        return self
+
+    @classmethod
+    def load(cls, path: Path, prices: PriceBook) -> "Policy":
+        """Reads a policy and checks its models against the price book. Raises ConfigError naming file and line."""
+        policy = load_yaml_model(path, cls)
+        problems = []
+        for tier, rules in policy.tiers.items():
+            for index, model in enumerate(rules.candidates):
+                if prices.rates(model) is None:
+                    line = find_line(path, "tiers", tier, "candidates", index)
+                    problems.append(f"{path}:{line}: tiers.{tier}: no price is known for model {model!r}")
+        if prices.rates(policy.baseline) is None:
+            line = find_line(path, "baseline")
+            problems.append(f"{path}:{line}: baseline: no price is known for model {policy.baseline!r}")
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return policy
+
+    def namespace(self, name: str) -> NamespacePolicy | None:
+        """Rules of a namespace; empty means "default"; None when the policy does not have it."""
+        return self.namespaces.get(name or "default")
+
+    def ttl(self, kind: TtlClass) -> float:
+        """Lifetime of a class in seconds."""
+        return self.ttl_classes.get(kind, DEFAULT_TTL[kind])
+
+
+DEFAULT_TTL = {
+    TtlClass.REALTIME: 45.0,
+    TtlClass.USER: 600.0,
+    TtlClass.FAQ: 3600.0,
+    TtlClass.STATIC: 86_400.0,
+    TtlClass.ARCHIVE: 14 * 86_400.0,
+}

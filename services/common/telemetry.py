@@ -1,0 +1,178 @@
+"""Traces and log lines: every name that the mesh emits is declared here, and a test compares it with what a request emits.
+
+Tracing is on when a standard OTEL_EXPORTER_OTLP_ENDPOINT (or ..._TRACES_ENDPOINT) is set. All OTEL_* settings of the SDK
+apply. Text of prompts and answers is never an attribute.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind
+
+# OpenTelemetry GenAI conventions (open-telemetry/semantic-conventions-genai, status Development).
+GEN_AI_OPERATION = "gen_ai.operation.name"
+GEN_AI_PROVIDER = "gen_ai.provider.name"
+GEN_AI_REQUEST_MODEL = "gen_ai.request.model"
+GEN_AI_RESPONSE_MODEL = "gen_ai.response.model"
+GEN_AI_FINISH_REASONS = "gen_ai.response.finish_reasons"
+GEN_AI_INPUT_TOKENS = "gen_ai.usage.input_tokens"
+GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+GEN_AI_CACHE_READ_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+GEN_AI_CACHE_WRITE_TOKENS = "gen_ai.usage.cache_write.input_tokens"
+GEN_AI_CACHE_CREATION_TOKENS = "gen_ai.usage.cache_creation.input_tokens"  # older spelling of the line above
+GEN_AI_COST = "gen_ai.usage.cost"  # USD as a float, for display only
+
+# The mesh's own.
+TENANT = "llmmesh.tenant"
+NAMESPACE = "llmmesh.namespace"
+ENDPOINT = "llmmesh.endpoint"
+REQUEST_ID = "llmmesh.request_id"
+OUTCOME = "llmmesh.outcome"
+DEGRADED = "llmmesh.degraded"
+CACHE_OUTCOME = "llmmesh.cache.outcome"
+CACHE_SIMILARITY = "llmmesh.cache.similarity"
+CACHE_REASON = "llmmesh.cache.reason"
+CACHE_CANDIDATES = "llmmesh.cache.candidates"
+CACHE_STORED = "llmmesh.cache.stored"
+ROUTE_TIER = "llmmesh.route.tier"
+ROUTE_REASON = "llmmesh.route.reason"
+ROUTE_CANDIDATES = "llmmesh.route.candidates"  # "model=nano-USD", best first
+COMPRESS_ORIGINAL_TOKENS = "llmmesh.compress.original_tokens"
+COMPRESS_KEPT_TOKENS = "llmmesh.compress.kept_tokens"
+COMPRESS_REASON = "llmmesh.compress.reason"
+EMBED_TEXTS = "llmmesh.embed.texts"
+EMBED_BATCH = "llmmesh.embed.batch"
+PROVIDER_VENDOR = "llmmesh.provider.vendor"
+PROVIDER_ATTEMPT = "llmmesh.provider.attempt"
+ENGINE_PREFILL_SECONDS = "llmmesh.engine.prefill_seconds"
+ENGINE_DECODE_SECONDS = "llmmesh.engine.decode_seconds"
+COST_SPAN = "llmmesh.cost.nanousd"  # what this span caused; the sum over a trace is the record's actual cost
+COST_ACTUAL = "llmmesh.cost.actual_nanousd"
+COST_BASELINE = "llmmesh.cost.baseline_nanousd"
+COST_OVERHEAD = "llmmesh.cost.overhead_nanousd"
+COST_SAVED = {
+    layer: f"llmmesh.cost.saved.{layer}_nanousd"
+    for layer in ("cache", "routing", "compression", "prompt_cache", "batch")
+}
+ERROR_TYPE = "error.type"
+RPC_SYSTEM = "rpc.system"
+
+ATTRIBUTES = frozenset(
+    {value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str)}
+    | set(COST_SAVED.values())
+)
+
+_TRACEPARENT = "traceparent"
+_TRACESTATE = "tracestate"
+
+
+def span() -> Span:
+    """The span of the RPC that is being served; a no-op one outside of an RPC."""
+    return trace.get_current_span()
+
+
+def set_cost(cost_nanousd: int) -> None:
+    """Notes on the current span what it caused, in nano-USD."""
+    span().set_attribute(COST_SPAN, cost_nanousd)
+
+
+@contextmanager
+def child_span(
+    name: str, kind: SpanKind = SpanKind.INTERNAL, attributes: Mapping[str, str | int | float] | None = None
+) -> Iterator[Span]:
+    """A span of one's own below the current one. An exception that leaves it marks it as failed."""
+    with trace.get_tracer("llmmesh").start_as_current_span(name, kind=kind, attributes=attributes) as child:
+        yield child
+
+
+def inject(current: Span) -> tuple[tuple[str, str], ...]:
+    """Metadata that continues the trace in the next service (W3C trace context); empty without a trace."""
+    context = current.get_span_context()
+    if not context.is_valid:
+        return ()
+    value = f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+    if context.trace_state:
+        return ((_TRACEPARENT, value), (_TRACESTATE, context.trace_state.to_header()))
+    return ((_TRACEPARENT, value),)
+
+
+def extract(traceparent: str, tracestate: str | None) -> trace.SpanContext | None:
+    """The caller's position in its trace, or None for a missing or malformed header."""
+    fields = traceparent.split("-")
+    if len(fields) < 4 or len(fields[0]) != 2 or len(fields[1]) != 32 or len(fields[2]) != 16 or len(fields[3]) != 2:
+        return None
+    try:
+        trace_id, span_id, flags = int(fields[1], 16), int(fields[2], 16), int(fields[3], 16)
+    except ValueError:
+        return None
+    if not trace_id or not span_id or fields[0] == "ff":
+        return None
+    state = trace.TraceState.from_header([tracestate]) if tracestate else None
+    return trace.SpanContext(trace_id, span_id, True, trace.TraceFlags(flags), state)
+
+
+def tracing_wanted() -> bool:
+    """Whether the environment names a place to send spans to."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return False
+    return bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+
+
+class Telemetry:
+    """The process's tracing, if wanted. `close` sends what is left."""
+
+    def __init__(self, service: str) -> None:
+        self._provider = None
+        if not tracing_wanted():
+            return
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        self._provider = TracerProvider(resource=Resource.create({SERVICE_NAME: f"llmmesh-{service}"}))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(self._provider)
+
+    def close(self) -> None:
+        """Sends the spans that are waiting, within the exporter's own time limit."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+
+def _add_trace_ids(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = f"{context.trace_id:032x}"
+        event["span_id"] = f"{context.span_id:016x}"
+    return event
+
+
+def configure_logging(service: str, level: str) -> None:
+    """JSON lines on stderr with time, level, service, trace_id and span_id; other libraries' warnings join them."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_trace_ids,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.processors.format_exc_info],
+            processor=structlog.processors.JSONRenderer(),
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
