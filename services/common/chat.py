@@ -76,7 +76,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """"" (the vendor's default), "auto", "none", "required", or "named" with the tool's name."""
+    """Empty (the vendor's default), "auto", "none", "required", or "named" with the tool's name."""
 
     mode: str = ""
     name: str = ""
@@ -84,7 +84,7 @@ class ToolChoice:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """"text", "json_object", or "json_schema" with its name and schema."""
+    """Form of the answer: "text", "json_object", or "json_schema" with its name and schema."""
 
     kind: str = "text"
     name: str = ""

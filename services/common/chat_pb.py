@@ -116,7 +116,9 @@ def chat_from_pb(pb: chat_pb2.Chat, field: str = "chat") -> Chat:
     chat = Chat(
         messages,
         tools,
-        _tool_choice(pb.tool_choice, names, f"{field}.tool_choice", check) if pb.HasField("tool_choice") else ToolChoice(),
+        _tool_choice(pb.tool_choice, names, f"{field}.tool_choice", check)
+        if pb.HasField("tool_choice")
+        else ToolChoice(),
         _response_format(pb.response_format, f"{field}.response_format", check)
         if pb.HasField("response_format")
         else ResponseFormat(),
@@ -283,12 +285,12 @@ def message_to_pb(message: Message) -> chat_pb2.Message:
     )
 
 
-def finish_reason_from_pb(number: chat_pb2.FinishReason) -> FinishReason:
+def finish_reason_from_pb(number: chat_pb2.FinishReason.ValueType) -> FinishReason:
     """The reason; STOP for one that a newer peer may send."""
     return _FINISH.get(number, FinishReason.STOP)
 
 
-def finish_reason_to_pb(reason: FinishReason) -> chat_pb2.FinishReason:
+def finish_reason_to_pb(reason: FinishReason) -> chat_pb2.FinishReason.ValueType:
     """The reason on the wire."""
     return _FINISH_PB[reason]
 
@@ -405,12 +407,12 @@ _COMPONENTS_PB = {
 _COMPONENTS = {number: name for name, number in _COMPONENTS_PB.items()}
 
 
-def component_from_pb(number: usage_pb2.CostComponent) -> str:
+def component_from_pb(number: usage_pb2.CostComponent.ValueType) -> str:
     """Name of a cost component; "provider" for one that a newer peer may send."""
     return _COMPONENTS.get(number, "provider")
 
 
-def component_to_pb(name: str) -> usage_pb2.CostComponent:
+def component_to_pb(name: str) -> usage_pb2.CostComponent.ValueType:
     """A cost component on the wire."""
     return _COMPONENTS_PB[name]
 

@@ -4,6 +4,7 @@ One interceptor and not four, because on the hot path each costs more than the c
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
 import grpc
@@ -136,10 +137,8 @@ class _Scope:
 
 def _detach(token: Any) -> None:
     # A cancelled stream's generator may be closed from another task, whose context never held our span.
-    try:
+    with suppress(ValueError):
         otel_context._RUNTIME_CONTEXT.detach(token)
-    except ValueError:
-        pass
 
 
 async def _abort(context: Context, error: MeshError) -> None:

@@ -101,4 +101,6 @@ class Bill:
 def usd(nanousd: int) -> str:
     """For people: dollars with as many digits as small sums need."""
     dollars = nanousd / NANO
-    return f"${dollars:,.2f}" if abs(dollars) >= 100 else f"${dollars:.4f}" if abs(dollars) >= 0.01 else f"${dollars:.6f}"
+    return (
+        f"${dollars:,.2f}" if abs(dollars) >= 100 else f"${dollars:.4f}" if abs(dollars) >= 0.01 else f"${dollars:.6f}"
+    )

@@ -44,10 +44,13 @@ class CachePolicy(_Strict):
     semantic: bool = Field(True, description="Answer paraphrases in the same scope from the cache.")
     floor: float = Field(0.5, ge=0, le=1, description="Similarity below which nothing is a candidate.")
     thresholds: dict[str, float] = Field(
-        default_factory=dict, description="Lowest similarity to serve, per embedding model; a model not named never serves."
+        default_factory=dict,
+        description="Lowest similarity to serve, per embedding model; a model not named never serves.",
     )
     ttl_class: TtlClass = Field(TtlClass.FAQ, description="Lifetime class of answers unless the caller names one.")
-    max_temperature: float = Field(1.0, ge=0, le=2, description="Requests above this temperature are neither served nor stored.")
+    max_temperature: float = Field(
+        1.0, ge=0, le=2, description="Requests above this temperature are neither served nor stored."
+    )
     allow_cross_language: bool = Field(False, description="An answer may serve a question in another language.")
     store_tool_calls: bool = Field(False, description="Answers that call tools may be stored.")
 
@@ -79,7 +82,9 @@ class TierPolicy(_Strict):
     """Models of one tier, the preferred one first."""
 
     candidates: tuple[str, ...] = Field(min_length=1)
-    expected_output_tokens: int = Field(300, ge=1, description="Typical answer length, to price candidates before the call.")
+    expected_output_tokens: int = Field(
+        300, ge=1, description="Typical answer length, to price candidates before the call."
+    )
 
 
 class Policy(_Strict):

@@ -78,7 +78,9 @@ async def _serve(name: str, settings: S, build: Build[S]) -> None:
         log.info("stopped")
 
 
-def make_server(services: Sequence[Service], settings: ServiceSettings) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+def make_server(
+    services: Sequence[Service], settings: ServiceSettings
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """A server with the services, health and reflection; not started, no port yet."""
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", settings.max_message_bytes),

@@ -24,7 +24,10 @@ class ServiceSettings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Lowest level that is logged.")
     grace_seconds: float = Field(10.0, ge=0, le=600, description="How long open calls may finish after SIGTERM.")
     drain_seconds: float = Field(
-        0.0, ge=0, le=60, description="How long to go on serving after readiness is off, so that callers look elsewhere."
+        0.0,
+        ge=0,
+        le=60,
+        description="How long to go on serving after readiness is off, so that callers look elsewhere.",
     )
     max_message_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Largest message accepted, in bytes; larger ones are RESOURCE_EXHAUSTED."
@@ -39,9 +42,7 @@ class ServiceSettings(BaseSettings):
         prefix = str(cls.model_config.get("env_prefix", ""))
         known = {f"{prefix}{name}".upper() for name in cls.model_fields}
         unknown = sorted(
-            name
-            for name in os.environ
-            if name.upper().startswith(prefix) and name.upper().split("__")[0] not in known
+            name for name in os.environ if name.upper().startswith(prefix) and name.upper().split("__")[0] not in known
         )
         if unknown:
             raise ConfigError(

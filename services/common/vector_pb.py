@@ -22,7 +22,9 @@ class Embedding:
 def vector_from_pb(pb: vector_pb2.Vector, field: str = "vector") -> Embedding:
     """The vector. Raises InvalidInput for NaN, infinity, a wrong number of bytes, or a length outside 0.99 to 1.01."""
     check = Checker()
-    check.need(bool(pb.model_id) and len(pb.model_id) <= 128, f"{field}.model_id", "is required, at most 128 characters")
+    check.need(
+        bool(pb.model_id) and len(pb.model_id) <= 128, f"{field}.model_id", "is required, at most 128 characters"
+    )
     check.need(1 <= pb.dimensions <= MAX_DIMENSIONS, f"{field}.dimensions", f"must be 1 to {MAX_DIMENSIONS}")
     check.need(
         len(pb.values) == 4 * pb.dimensions, f"{field}.values", f"must hold 4 x dimensions bytes, got {len(pb.values)}"

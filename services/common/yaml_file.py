@@ -28,7 +28,9 @@ def load_yaml_model(path: Path, kind: type[M]) -> M:
     try:
         return kind.model_validate(data if data is not None else {})
     except ValidationError as error:
-        problems = [f"{path}:{line_of(root, e['loc'])}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        problems = [
+            f"{path}:{line_of(root, e['loc'])}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+        ]
         raise ConfigError("\n".join(problems)) from None
 
 

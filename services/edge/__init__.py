@@ -1,0 +1,1 @@
+"""The public API: who asks, what may answer, what it cost."""

@@ -1,0 +1,246 @@
+"""The five services that the walk calls, over gRPC. A failure of any becomes the MeshError that it raised."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, TypeVar
+
+import grpc
+
+from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
+from llmmesh.common.v1 import usage_pb2, vector_pb2
+from llmmesh.compressor.v1 import compressor_pb2, compressor_pb2_grpc
+from llmmesh.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from llmmesh.provider.v1 import provider_pb2, provider_pb2_grpc
+from llmmesh.router.v1 import router_pb2, router_pb2_grpc
+from services.common.channels import outgoing_metadata, remaining
+from services.common.chat import Answer, Chat, Delta
+from services.common.chat_pb import (
+    Caller,
+    answer_from_pb,
+    answer_to_pb,
+    caller_to_pb,
+    chat_from_pb,
+    chat_to_pb,
+    component_from_pb,
+    delta_from_pb,
+    finish_reason_from_pb,
+    rates_from_pb,
+    usage_from_pb,
+    usage_to_pb,
+)
+from services.common.errors import StreamCut, from_rpc_error
+from services.common.money import Usage
+from services.edge.domain.ports import (
+    Charge,
+    Compressed,
+    Embedded,
+    Found,
+    Generated,
+    Question,
+    Route,
+    StreamFinished,
+    StreamStarted,
+    Vector,
+)
+
+R = TypeVar("R")
+
+
+async def _call(method: Any, request: Any, kind: type[R], at_most: float | None = None) -> R:
+    """One unary call with trace context and deadline. Raises MeshError."""
+    try:
+        response: R = await method(request, metadata=outgoing_metadata(), timeout=remaining(keep=0.05, at_most=at_most))
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+    return response
+
+
+def _caller(question: Question) -> Any:
+    return caller_to_pb(
+        Caller(question.tenant, question.namespace, question.endpoint, question.user, question.request_id)
+    )
+
+
+def _vector_to_pb(vector: Vector | None) -> vector_pb2.Vector | None:
+    if vector is None:
+        return None
+    return vector_pb2.Vector(values=vector.values, model_id=vector.model_id, dimensions=vector.dimensions)
+
+
+class EmbedderPeer:
+    """The embedder."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        self._embed = embedder_pb2_grpc.EmbedderServiceStub(channel).Embed
+        self._timeout = timeout
+
+    async def embed(self, text: str) -> Embedded:
+        request = embedder_pb2.EmbedRequest(texts=[text])
+        response = await _call(self._embed, request, embedder_pb2.EmbedResponse, self._timeout)
+        vector = response.vectors[0]
+        return Embedded(Vector(vector.values, vector.model_id, vector.dimensions), response.cost_nanousd)
+
+
+class CachePeer:
+    """The cache."""
+
+    def __init__(self, channel: grpc.aio.Channel, lookup_timeout: float, store_timeout: float) -> None:
+        stub = cache_pb2_grpc.CacheServiceStub(channel)
+        self._lookup, self._store = stub.Lookup, stub.Store
+        self._lookup_timeout, self._store_timeout = lookup_timeout, store_timeout
+
+    async def lookup(self, question: Question, vector: Vector | None) -> Found:
+        control = question.control
+        controls = cache_pb2.Controls(min_similarity=control.min_similarity)
+        if control.max_age_s is not None:
+            controls.max_age.FromNanoseconds(int(control.max_age_s * 1e9))
+        request = cache_pb2.LookupRequest(
+            caller=_caller(question),
+            chat=chat_to_pb(question.chat),
+            requested_model=question.model,
+            vector=_vector_to_pb(vector),
+            controls=controls,
+            skip_exact=vector is not None,
+        )
+        response = await _call(self._lookup, request, cache_pb2.LookupResponse, self._lookup_timeout)
+        reason = response.verdict.reason
+        similarity = response.verdict.candidates[0].similarity if response.verdict.candidates else None
+        if response.outcome not in (cache_pb2.OUTCOME_EXACT_HIT, cache_pb2.OUTCOME_SEMANTIC_HIT):
+            return Found(
+                reason=reason,
+                similarity=similarity,
+                verifier_cost=response.verifier_cost_nanousd,
+                semantic_unavailable=response.semantic_unavailable,
+            )
+        entry = response.entry
+        semantic = response.outcome == cache_pb2.OUTCOME_SEMANTIC_HIT
+        return Found(
+            answer=answer_from_pb(entry.answer),
+            semantic=semantic,
+            entry_id=entry.entry_id,
+            model=entry.model,
+            tier=entry.tier,
+            usage=usage_from_pb(entry.usage),
+            similarity=similarity if semantic else None,
+            reason=reason,
+            verifier_cost=response.verifier_cost_nanousd,
+            input_token_delta=response.input_token_delta,
+        )
+
+    async def store(
+        self, question: Question, vector: Vector | None, answer: Answer, usage: Usage, model: str, tier: str
+    ) -> str:
+        request = cache_pb2.StoreRequest(
+            caller=_caller(question),
+            chat=chat_to_pb(question.chat),
+            requested_model=question.model,
+            vector=_vector_to_pb(vector),
+            answer=answer_to_pb(answer),
+            usage=usage_to_pb(usage),
+            model=model,
+            tier=tier,
+            tags=question.control.tags,
+        )
+        response = await _call(self._store, request, cache_pb2.StoreResponse, self._store_timeout)
+        return response.entry_id if response.stored else ""
+
+
+class RouterPeer:
+    """The router."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        self._route = router_pb2_grpc.RouterServiceStub(channel).Route
+        self._timeout = timeout
+
+    async def route(self, question: Question, vector: Vector | None) -> Route:
+        request = router_pb2.RouteRequest(
+            caller=_caller(question),
+            chat=chat_to_pb(question.chat),
+            requested_model=question.model,
+            vector=_vector_to_pb(vector),
+        )
+        response = await _call(self._route, request, router_pb2.RouteResponse, self._timeout)
+        return Route(
+            tuple(candidate.model for candidate in response.candidates),
+            response.tier,
+            response.reason,
+            response.candidates[0].estimated_cost_nanousd if response.candidates else 0,
+            response.cost_nanousd,
+        )
+
+
+class CompressorPeer:
+    """The compressor."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        self._compress = compressor_pb2_grpc.CompressorServiceStub(channel).Compress
+        self._timeout = timeout
+
+    async def compress(self, chat: Chat, rate: float, min_block_tokens: int) -> Compressed:
+        request = compressor_pb2.CompressRequest(chat=chat_to_pb(chat), rate=rate, min_block_tokens=min_block_tokens)
+        response = await _call(self._compress, request, compressor_pb2.CompressResponse, self._timeout)
+        return Compressed(
+            chat_from_pb(response.chat) if response.applied else chat,
+            response.original_tokens,
+            response.kept_tokens,
+            response.applied,
+            response.cost_nanousd,
+        )
+
+
+class ProviderPeer:
+    """The provider."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        stub = provider_pb2_grpc.ProviderServiceStub(channel)
+        self._generate, self._stream = stub.Generate, stub.StreamGenerate
+
+    async def generate(self, question: Question, chat: Chat, candidates: Sequence[str]) -> Generated:
+        request = provider_pb2.GenerateRequest(caller=_caller(question), chat=chat_to_pb(chat), candidates=candidates)
+        response = await _call(self._generate, request, provider_pb2.GenerateResponse)
+        return Generated(
+            answer_from_pb(response.answer),
+            usage_from_pb(response.usage),
+            _charge(response.charge),
+            response.model,
+            response.vendor,
+        )
+
+    async def stream(
+        self, question: Question, chat: Chat, candidates: Sequence[str]
+    ) -> AsyncGenerator[StreamStarted | Delta | StreamFinished, None]:
+        request = provider_pb2.StreamGenerateRequest(
+            caller=_caller(question), chat=chat_to_pb(chat), candidates=candidates
+        )
+        call = self._stream(request, metadata=outgoing_metadata(), timeout=remaining(keep=0.05))
+        began = False
+        try:
+            async for response in call:
+                kind = response.WhichOneof("event")
+                if kind == "delta":
+                    yield delta_from_pb(response.delta)
+                elif kind == "started":
+                    began = True
+                    yield StreamStarted(response.started.model, response.started.vendor)
+                elif kind == "finished":
+                    done = response.finished
+                    yield StreamFinished(
+                        finish_reason_from_pb(done.finish_reason), usage_from_pb(done.usage), _charge(done.charge)
+                    )
+        except grpc.aio.AioRpcError as error:
+            named = from_rpc_error(error)
+            if began and error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise StreamCut("the answer broke off before it was finished") from None
+            raise named from None
+        finally:
+            call.cancel()
+
+
+def _charge(pb: provider_pb2.Charge) -> Charge:
+    return Charge(
+        pb.cost_nanousd,
+        rates_from_pb(pb.rates),
+        component_from_pb(pb.component or usage_pb2.COST_COMPONENT_PROVIDER),
+        pb.unpriced,
+        pb.wasted_nanousd,
+        pb.batch_discount_nanousd,
+    )

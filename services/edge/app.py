@@ -1,0 +1,128 @@
+"""What the edge is made of."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+
+import structlog
+
+from llmmesh.edge.v1.costs_pb2_grpc import add_CostServiceServicer_to_server
+from llmmesh.edge.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
+from services.common.channels import open_channel
+from services.common.clock import SystemClock
+from services.common.errors import MeshError
+from services.common.policy import Policy
+from services.common.prices import PriceBook
+from services.common.runtime import Service
+from services.common.yaml_file import ConfigError
+from services.edge.adapters.keys import KeyFile
+from services.edge.adapters.peers import CachePeer, CompressorPeer, EmbedderPeer, ProviderPeer, RouterPeer
+from services.edge.adapters.redis import RedisBudgets, RedisLedger, open_redis
+from services.edge.adapters.spool import FileSpool
+from services.edge.domain.walk import NamespaceRules, Rules, Walk
+from services.edge.servicer import CostServicer, InferenceServicer
+from services.edge.settings import EdgeSettings
+
+log = structlog.get_logger()
+
+KEYS_RELOAD_S = 1.0
+
+
+async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Service]:
+    """The composition root."""
+    prices = PriceBook.load(settings.prices_file)
+    policy = Policy.load(settings.policy_file, prices)
+    keys = KeyFile(settings.keys_file)
+    clock = SystemClock()
+    redis = open_redis(settings.redis_url)
+    stack.push_async_callback(redis.aclose)
+    ledger = RedisLedger(redis)
+    limits = {name: rules.budget.usd_per_day for name, rules in policy.namespaces.items()}
+    spool = await stack.enter_async_context(
+        FileSpool(settings.spool_dir, ledger, settings.flush_seconds, settings.spool_fsync_seconds)
+    )
+    names = ("embedder", "cache", "router", "compressor", "provider")
+    channels = {name: await stack.enter_async_context(open_channel(getattr(settings, name))) for name in names}
+    walk = Walk(
+        rules_of(policy, prices),
+        EmbedderPeer(channels["embedder"], settings.embed_timeout_seconds),
+        CachePeer(channels["cache"], settings.cache_timeout_seconds, settings.store_timeout_seconds),
+        RouterPeer(channels["router"], settings.route_timeout_seconds),
+        CompressorPeer(channels["compressor"], settings.compress_timeout_seconds),
+        ProviderPeer(channels["provider"]),
+        RedisBudgets(redis, limits, settings.budget_replicas, clock),
+        spool,
+        clock,
+        note_degraded(),
+    )
+    await _keep(stack, _reload_forever(keys))
+    return [
+        Service(
+            "llmmesh.edge.v1.InferenceService",
+            InferenceServicer(walk, keys, settings.default_timeout_seconds),
+            add_InferenceServiceServicer_to_server,
+        ),
+        Service(
+            "llmmesh.edge.v1.CostService",
+            CostServicer(ledger, spool, keys, clock),
+            add_CostServiceServicer_to_server,
+        ),
+    ]
+
+
+def rules_of(policy: Policy, prices: PriceBook) -> Rules:
+    """The policy as the walk sees it."""
+    baseline = prices.rates(policy.baseline)
+    if baseline is None:
+        raise ConfigError(f"no price is known for the baseline model {policy.baseline!r}")
+    return Rules(
+        {
+            name: NamespaceRules(
+                exact=rules.cache.exact,
+                semantic=rules.cache.semantic,
+                max_temperature=rules.cache.max_temperature,
+                compress=rules.compression.enabled,
+                compression_rate=rules.compression.rate,
+                min_block_tokens=rules.compression.min_block_tokens,
+                default_tier=rules.default_tier,
+                default_candidates=policy.tiers[rules.default_tier].candidates,
+            )
+            for name, rules in policy.namespaces.items()
+        },
+        baseline,
+        prices.rates,
+    )
+
+
+def note_degraded() -> Callable[[str, MeshError], None]:
+    """Logs that a service was skipped, at most about once a second for each."""
+    last: dict[str, float] = {}
+
+    def note(service: str, error: MeshError) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - last.get(service, -1.0) >= 1.0:
+            last[service] = now
+            log.warning("degraded", skipped=service, reason=error.reason, error=error.message)
+
+    return note
+
+
+async def _keep(stack: AsyncExitStack, work: "asyncio._CoroutineLike[None]") -> None:
+    """Runs `work` in the background until the service stops."""
+    task = asyncio.create_task(work)
+
+    async def stop() -> None:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    stack.push_async_callback(stop)
+
+
+async def _reload_forever(keys: KeyFile) -> None:
+    while True:
+        await asyncio.sleep(KEYS_RELOAD_S)
+        try:
+            keys.reload()
+        except ConfigError as error:
+            log.error("keys_not_reloaded", error=str(error))

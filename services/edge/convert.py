@@ -1,0 +1,151 @@
+"""Protobuf to the edge's domain and back."""
+
+from collections.abc import Iterable
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from llmmesh.common.v1 import usage_pb2
+from llmmesh.edge.v1 import costs_pb2, inference_pb2
+from services.common.chat_pb import (
+    Checker,
+    answer_to_pb,
+    bill_to_pb,
+    chat_from_pb,
+    check_names,
+    delta_to_pb,
+    finish_reason_to_pb,
+    usage_to_pb,
+)
+from services.common.errors import InvalidInput
+from services.edge.domain.ledger import CostSum, hour_of
+from services.edge.domain.ports import CacheControl, Question
+from services.edge.domain.walk import Began, Completed, Ended, Event, Receipt
+
+_OUTCOMES = {
+    "exact_hit": inference_pb2.OUTCOME_EXACT_HIT,
+    "semantic_hit": inference_pb2.OUTCOME_SEMANTIC_HIT,
+    "miss": inference_pb2.OUTCOME_MISS,
+    "bypass": inference_pb2.OUTCOME_BYPASS,
+    "coalesced": inference_pb2.OUTCOME_COALESCED,
+}
+_DIMENSIONS = {
+    costs_pb2.COST_DIMENSION_ENDPOINT: "endpoint",
+    costs_pb2.COST_DIMENSION_MODEL: "model",
+    costs_pb2.COST_DIMENSION_OUTCOME: "outcome",
+    costs_pb2.COST_DIMENSION_HOUR: "hour",
+    costs_pb2.COST_DIMENSION_TIER: "tier",
+    costs_pb2.COST_DIMENSION_TENANT: "tenant",
+}
+MAX_HOURS = 24 * 366
+
+
+def question_from_pb(
+    pb: inference_pb2.CompleteRequest | inference_pb2.StreamCompleteRequest, tenant: str, request_id: str
+) -> Question:
+    """The question of a tenant. Raises InvalidInput with every field that is wrong."""
+    check = Checker()
+    check_names(check, pb.namespace, pb.endpoint, pb.user)
+    check.need(len(pb.model) <= 128, "model", "at most 128 characters")
+    control = CacheControl()
+    if pb.HasField("cache"):
+        cache = pb.cache
+        if cache.HasField("min_similarity"):
+            check.need(0 <= cache.min_similarity <= 1, "cache.min_similarity", "must be between 0 and 1")
+        check.need(
+            len(cache.tags) <= 16 and all(0 < len(tag) <= 64 for tag in cache.tags),
+            "cache.tags",
+            "at most 16 tags of 1 to 64 characters",
+        )
+        age = cache.max_age.ToNanoseconds() / 1e9 if cache.HasField("max_age") else None
+        check.need(age is None or age >= 0, "cache.max_age", "must not be negative")
+        control = CacheControl(
+            cache.bypass,
+            cache.no_store,
+            cache.min_similarity if cache.HasField("min_similarity") else None,
+            age,
+            tuple(cache.tags),
+        )
+    try:
+        chat = chat_from_pb(pb.chat)
+    except InvalidInput as error:
+        raise InvalidInput(violations=[*error.violations, *check.violations]) from None
+    check.done()
+    return Question(
+        tenant, request_id, chat, pb.model or "auto", pb.namespace or "default", pb.endpoint, pb.user, control
+    )
+
+
+def receipt_to_pb(receipt: Receipt) -> inference_pb2.Receipt:
+    """Where the answer came from."""
+    return inference_pb2.Receipt(
+        request_id=receipt.request_id,
+        outcome=_OUTCOMES[receipt.outcome],
+        model=receipt.model,
+        tier=receipt.tier,
+        bill=bill_to_pb(receipt.bill) if receipt.bill else None,
+        degraded=receipt.degraded,
+        similarity=receipt.similarity,
+        cache_reason=receipt.cache_reason,
+        route_reason=receipt.route_reason,
+        entry_id=receipt.entry_id,
+    )
+
+
+def completed_to_pb(done: Completed) -> inference_pb2.CompleteResponse:
+    """A whole answer."""
+    return inference_pb2.CompleteResponse(
+        answer=answer_to_pb(done.answer), usage=usage_to_pb(done.usage), receipt=receipt_to_pb(done.receipt)
+    )
+
+
+def event_to_pb(event: Event) -> inference_pb2.StreamCompleteResponse:
+    """One event of a stream."""
+    match event:
+        case Began(receipt):
+            return inference_pb2.StreamCompleteResponse(started=inference_pb2.Started(receipt=receipt_to_pb(receipt)))
+        case Ended(reason, usage, receipt):
+            return inference_pb2.StreamCompleteResponse(
+                finished=inference_pb2.Finished(
+                    finish_reason=finish_reason_to_pb(reason), usage=usage_to_pb(usage), receipt=receipt_to_pb(receipt)
+                )
+            )
+        case _:
+            return inference_pb2.StreamCompleteResponse(delta=delta_to_pb(event))
+
+
+def query_from_pb(pb: costs_pb2.QueryCostsRequest, now: float) -> tuple[str, str, tuple[str, ...]]:
+    """First hour, end hour (exclusive) and dimensions. Raises InvalidInput."""
+    check = Checker()
+    start = _seconds(pb, "from", now - 86_400)
+    end = _seconds(pb, "to", now + 3600)
+    check.need(end > start, "to", "must be after `from`")
+    check.need(end - start <= MAX_HOURS * 3600, "from", f"at most {MAX_HOURS} hours can be summed at once")
+    for i, dimension in enumerate(pb.group_by):
+        check.need(dimension in _DIMENSIONS, f"group_by[{i}]", "is not a known dimension")
+    check.need(len(set(pb.group_by)) == len(pb.group_by), "group_by", "names a dimension twice")
+    check.done()
+    return hour_of(start), hour_of(end), tuple(_DIMENSIONS[d] for d in pb.group_by)
+
+
+def _seconds(pb: costs_pb2.QueryCostsRequest, name: str, otherwise: float) -> float:
+    # `from` is a keyword, so the field is reached by name.
+    if not pb.HasField(name):  # type: ignore[arg-type]
+        return otherwise
+    stamp: Timestamp = getattr(pb, name)
+    return stamp.ToNanoseconds() / 1e9
+
+
+def costs_to_pb(rows: Iterable[CostSum], total: CostSum, pending: int) -> costs_pb2.QueryCostsResponse:
+    """The sums."""
+    return costs_pb2.QueryCostsResponse(rows=[_row(row) for row in rows], total=_row(total), pending_records=pending)
+
+
+def _row(row: CostSum) -> costs_pb2.CostRow:
+    bill: usage_pb2.Bill = bill_to_pb(row.bill())
+    return costs_pb2.CostRow(
+        key=row.key,
+        requests=row["requests"],
+        unpriced_requests=row["unpriced"],
+        bill=bill,
+        usage=usage_to_pb(row.usage()),
+    )

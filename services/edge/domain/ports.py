@@ -1,0 +1,186 @@
+"""What the walk needs from outside. Every port raises MeshError; the walk knows which of them it can do without."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.common.chat import Answer, Chat, Delta, FinishReason
+from services.common.money import Rates, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class CacheControl:
+    """What the caller asks of the cache; it can only tighten the policy."""
+
+    bypass: bool = False
+    no_store: bool = False
+    min_similarity: float | None = None
+    max_age_s: float | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request: who asks, what, and how it may be answered."""
+
+    tenant: str
+    request_id: str
+    chat: Chat
+    model: str = "auto"
+    namespace: str = "default"
+    endpoint: str = ""
+    user: str = ""
+    control: CacheControl = field(default_factory=CacheControl)
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """An embedding as it travels: little-endian float32 bytes."""
+
+    values: bytes
+    model_id: str
+    dimensions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A text's vector and what it cost, in nano-USD."""
+
+    vector: Vector
+    cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Result of a lookup. `answer` is None on a miss; `semantic` tells which kind of hit it is.
+
+    `usage` are the stored answer's tokens; `input_token_delta` corrects its prompt for the other wording.
+    """
+
+    answer: Answer | None = None
+    semantic: bool = False
+    entry_id: str = ""
+    model: str = ""
+    tier: str = ""
+    usage: Usage = field(default_factory=Usage)
+    similarity: float | None = None
+    reason: str = ""
+    verifier_cost: int = 0
+    input_token_delta: int = 0
+    semantic_unavailable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Models to try in order, why, and an upper bound of the first one's cost, in nano-USD."""
+
+    candidates: tuple[str, ...]
+    tier: str
+    reason: str
+    estimated_cost: int = 0
+    cost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """A shorter chat; the original where nothing was applied. Tokens are estimates."""
+
+    chat: Chat
+    original_tokens: int
+    kept_tokens: int
+    applied: bool
+    cost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What the call that answered cost, at which rates; nano-USD."""
+
+    cost: int
+    rates: Rates
+    component: str = "provider"
+    unpriced: bool = False
+    wasted: int = 0
+    batch_discount: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A whole answer and what it took."""
+
+    answer: Answer
+    usage: Usage
+    charge: Charge
+    model: str
+    vendor: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStarted:
+    """A model began to answer."""
+
+    model: str
+    vendor: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFinished:
+    """The model's answer is complete."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    charge: Charge
+
+
+class Embedder(Protocol):
+    """Text to vector."""
+
+    async def embed(self, text: str) -> Embedded: ...
+
+
+class Cache(Protocol):
+    """Answers given before."""
+
+    async def lookup(self, question: Question, vector: Vector | None) -> Found:
+        """Exactly without a vector, semantically with one."""
+        ...
+
+    async def store(
+        self, question: Question, vector: Vector | None, answer: Answer, usage: Usage, model: str, tier: str
+    ) -> str:
+        """The new entry's id; empty when it was not to be stored."""
+        ...
+
+
+class Router(Protocol):
+    """Which models."""
+
+    async def route(self, question: Question, vector: Vector | None) -> Route: ...
+
+
+class Compressor(Protocol):
+    """Fewer prompt tokens."""
+
+    async def compress(self, chat: Chat, rate: float, min_block_tokens: int) -> Compressed: ...
+
+
+class Provider(Protocol):
+    """The models themselves."""
+
+    async def generate(self, question: Question, chat: Chat, candidates: Sequence[str]) -> Generated: ...
+
+    def stream(
+        self, question: Question, chat: Chat, candidates: Sequence[str]
+    ) -> AsyncGenerator[StreamStarted | Delta | StreamFinished, None]: ...
+
+
+class Budgets(Protocol):
+    """Spending limits."""
+
+    async def reserve(self, tenant: str, namespace: str, amount: int, reservation_id: str) -> bool:
+        """Sets `amount` nano-USD aside. Raises BudgetExceeded; False when there is no limit, so nothing was reserved."""
+        ...
+
+    async def release(self, tenant: str, namespace: str, reservation_id: str) -> None:
+        """Gives a reservation back that led to no cost."""
+        ...
