@@ -13,7 +13,7 @@ help: ## Show this list
 $(VENV)/.installed: pyproject.toml requirements/local.lock
 	$(PY) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-compile --quiet --progress-bar off torch==2.13.0
-	$(BIN)/python -m pip install --no-compile --quiet --progress-bar off -r requirements/local.lock
+	$(BIN)/python -m pip install --no-compile --no-deps --progress-bar off --quiet -r requirements/local.lock
 	$(BIN)/python -m pip install --no-compile --quiet --progress-bar off --no-deps -e .
 	touch $@
 
