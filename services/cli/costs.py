@@ -37,30 +37,31 @@ async def costs(mesh: MeshJson, console: Console, by: list[str], hours: int, as_
         rows = {t: MessageToDict(a, preserving_proto_field_name=True) for t, a in answers.items()}
         console.print_json(json.dumps(rows))
         return
-    table = Table(title=f"Costs of the last {hours} h")
-    table.add_column("tenant")
-    for dimension in by:
-        table.add_column(dimension)
-    for name in ("requests", "cost", "baseline", "saved", "overhead"):
-        table.add_column(name, justify="right")
     for tenant, answer in answers.items():
+        table = Table(title=f"{tenant}, last {hours} h", title_justify="left")
+        for dimension in by:
+            table.add_column(dimension, overflow="fold")
+        for name in ("requests", "baseline $", "cost $", "saved"):
+            table.add_column(name, justify="right", no_wrap=True)
         for row in answer.rows:
-            _add(table, tenant, list(row.key), row)
+            _add(table, list(row.key), row)
         if by:
-            _add(table, tenant, ["total", *[""] * (len(by) - 1)], answer.total, style="bold")
-    console.print(table)
+            table.add_section()
+            _add(table, ["total", *[""] * (len(by) - 1)], answer.total)
+        console.print(table)
 
 
-def _add(table: Table, tenant: str, key: list[str], row: costs_pb2.CostRow, style: str | None = None) -> None:
+def _add(table: Table, key: list[str], row: costs_pb2.CostRow) -> None:
     bill = row.bill
-    share = f" ({1 - bill.actual_nanousd / bill.baseline_nanousd:.0%})" if bill.baseline_nanousd else ""
+    share = f"{1 - bill.actual_nanousd / bill.baseline_nanousd:.1%}" if bill.baseline_nanousd else "-"
     table.add_row(
-        tenant,
         *(value or "-" for value in key),
         f"{row.requests:,}" + (f" ({row.unpriced_requests} unpriced)" if row.unpriced_requests else ""),
-        usd(bill.actual_nanousd),
-        usd(bill.baseline_nanousd),
-        usd(bill.baseline_nanousd - bill.actual_nanousd) + share,
-        usd(bill.overhead_nanousd),
-        style=style,
+        _dollars(bill.baseline_nanousd),
+        _dollars(bill.actual_nanousd),
+        share,
     )
+
+
+def _dollars(nanousd: int) -> str:
+    return usd(nanousd).replace("$", "")

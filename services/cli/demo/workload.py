@@ -10,7 +10,9 @@ from llmmesh.common.v1 import chat_pb2
 from services.cli.client import text_message
 
 FOLDER = Path(__file__).parent
-MAX_OUTPUT_TOKENS = 48
+# One sentence an answer: the small model is quick then, and a truncated answer would, rightly, not be cached.
+MAX_OUTPUT_TOKENS = 64
+STOP = ("\n", ". ")
 _ROLES = {"user": chat_pb2.ROLE_USER, "assistant": chat_pb2.ROLE_ASSISTANT}
 
 
@@ -36,7 +38,7 @@ def load() -> list[Request]:
         messages = [text_message(chat_pb2.ROLE_SYSTEM, catalog["systems"][row["system"]])]
         messages += [text_message(_ROLES[turn["role"]], turn["content"]) for turn in row["history"]]
         messages.append(text_message(chat_pb2.ROLE_USER, row["text"]))
-        sampling = chat_pb2.Sampling(temperature=0, max_output_tokens=MAX_OUTPUT_TOKENS)
+        sampling = chat_pb2.Sampling(temperature=0, max_output_tokens=MAX_OUTPUT_TOKENS, stop=STOP)
         chat = chat_pb2.Chat(messages=messages, sampling=sampling)
         requests.append(
             Request(row["id"], row["tenant"], row["endpoint"], row["user"], row["answer_id"], row["trap"], chat)
