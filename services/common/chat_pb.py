@@ -37,7 +37,11 @@ MAX_TOOLS = 128
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 MAX_IMAGE_BYTES = 8 * 1024 * 1024
 MAX_OUTPUT_TOKENS = 131_072
+MAX_JSON_DEPTH = 100
 _MAX_VIOLATIONS = 16
+_JSON_RULE = f"must be a JSON object, at most {MAX_JSON_DEPTH} levels deep"
+_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_BRACKETS = re.compile(r"[{}\[\]]")
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -72,6 +76,9 @@ _KINDS_PB = {
     "json_object": chat_pb2.ResponseFormat.KIND_JSON_OBJECT,
     "json_schema": chat_pb2.ResponseFormat.KIND_JSON_SCHEMA,
 }
+_NO_CHOICE = ToolChoice()
+_PLAIN_TEXT = ResponseFormat()
+_DEFAULT_SAMPLING = Sampling()
 _EFFORTS = ("", "low", "medium", "high")
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -118,17 +125,18 @@ def chat_from_pb(pb: chat_pb2.Chat, field: str = "chat") -> Chat:
         tools,
         _tool_choice(pb.tool_choice, names, f"{field}.tool_choice", check)
         if pb.HasField("tool_choice")
-        else ToolChoice(),
+        else _NO_CHOICE,
         _response_format(pb.response_format, f"{field}.response_format", check)
         if pb.HasField("response_format")
-        else ResponseFormat(),
-        _sampling(pb.sampling, f"{field}.sampling", check) if pb.HasField("sampling") else Sampling(),
+        else _PLAIN_TEXT,
+        _sampling(pb.sampling, f"{field}.sampling", check) if pb.HasField("sampling") else _DEFAULT_SAMPLING,
     )
     check.done()
     return chat
 
 
-def _message(pb: chat_pb2.Message, field: str, check: Checker) -> Message:
+def _message(pb: chat_pb2.Message, field: str, check: Checker, *, from_model: bool = False) -> Message:
+    """A message. What a model wrote may be empty, and the arguments of its tool calls may be anything."""
     role = _ROLES.get(pb.role)
     check.need(role is not None, f"{field}.role", "must be set to a known role")
     parts: list[TextPart | ImagePart] = []
@@ -147,7 +155,7 @@ def _message(pb: chat_pb2.Message, field: str, check: Checker) -> Message:
     for i, call in enumerate(calls):
         check.need(bool(call.id and call.name), f"{field}.tool_calls[{i}]", "id and name are required")
         check.need(
-            _is_json_object(call.arguments_json), f"{field}.tool_calls[{i}].arguments_json", "must be a JSON object"
+            from_model or _is_json_object(call.arguments_json), f"{field}.tool_calls[{i}].arguments_json", _JSON_RULE
         )
     if role is Role.TOOL:
         check.need(bool(pb.tool_call_id), f"{field}.tool_call_id", "is required on a tool's message")
@@ -156,7 +164,9 @@ def _message(pb: chat_pb2.Message, field: str, check: Checker) -> Message:
             any(isinstance(p, ImagePart) or p.text.strip() for p in parts), f"{field}.parts", "the message is empty"
         )
     elif role is Role.ASSISTANT:
-        check.need(bool(parts or calls), f"{field}.parts", "the message has neither content nor tool calls")
+        check.need(
+            from_model or bool(parts or calls), f"{field}.parts", "the message has neither content nor tool calls"
+        )
     return Message(role or Role.USER, tuple(parts), pb.name, calls, pb.tool_call_id, pb.reasoning)
 
 
@@ -172,7 +182,7 @@ def _image(pb: chat_pb2.Image, field: str, check: Checker) -> ImagePart:
 def _tool(pb: chat_pb2.Tool, field: str, check: Checker) -> Tool:
     check.need(bool(_TOOL_NAME.fullmatch(pb.name)), f"{field}.name", "must be 1 to 64 of A-Z a-z 0-9 _ . -")
     schema = pb.parameters_json_schema
-    check.need(not schema or _is_json_object(schema), f"{field}.parameters_json_schema", "must be a JSON object")
+    check.need(not schema or _is_json_object(schema), f"{field}.parameters_json_schema", _JSON_RULE)
     return Tool(pb.name, pb.description, schema, pb.strict)
 
 
@@ -189,7 +199,7 @@ def _response_format(pb: chat_pb2.ResponseFormat, field: str, check: Checker) ->
     check.need(kind is not None, f"{field}.kind", "is not a known kind")
     if kind != "json_schema":
         return ResponseFormat(kind or "text")
-    check.need(_is_json_object(pb.json_schema), f"{field}.json_schema", "must be a JSON object")
+    check.need(_is_json_object(pb.json_schema), f"{field}.json_schema", _JSON_RULE)
     return ResponseFormat(kind, pb.name, pb.json_schema)
 
 
@@ -228,10 +238,27 @@ def _sampling(pb: chat_pb2.Sampling, field: str, check: Checker) -> Sampling:
 
 
 def _is_json_object(text: str) -> bool:
+    """Whether it is an object that every reader down the way can take: strict JSON, not too deep, whole Unicode."""
     try:
-        return isinstance(json.loads(text), dict)
+        value = json.loads(text, parse_constant=_refuse)
+        if not isinstance(value, dict):
+            return False
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair, escaped, is no character
     except (ValueError, RecursionError):
         return False
+    if text.count("{") + text.count("[") <= MAX_JSON_DEPTH:
+        return True
+    depth = 0
+    for level in _BRACKETS.finditer(_STRINGS.sub("", text)):
+        depth += 1 if level[0] in "{[" else -1
+        if depth > MAX_JSON_DEPTH:
+            return False
+    return True
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def chat_to_pb(chat: Chat) -> chat_pb2.Chat:
@@ -296,10 +323,10 @@ def finish_reason_to_pb(reason: FinishReason) -> chat_pb2.FinishReason.ValueType
 
 
 def answer_from_pb(pb: chat_pb2.Answer, field: str = "answer") -> Answer:
-    """The answer. Raises InvalidInput when a finish reason or message is missing."""
+    """The answer of a model, which may be empty. Raises InvalidInput without a finish reason or the assistant's role."""
     check = Checker()
     check.need(pb.finish_reason in _FINISH, f"{field}.finish_reason", "must be set")
-    message = _message(pb.message, f"{field}.message", check)
+    message = _message(pb.message, f"{field}.message", check, from_model=True)
     check.need(message.role is Role.ASSISTANT, f"{field}.message.role", "must be the assistant")
     check.done()
     return Answer(message, _FINISH[pb.finish_reason])

@@ -5,11 +5,13 @@ and `RetryInfo` details. Any other exception reaches the caller as a bare INTERN
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "llmmesh"
@@ -175,6 +177,13 @@ class DeadlineExceeded(MeshError):
     retryable = True
 
 
+class Unimplemented(MeshError):
+    """The method is part of the contract, and this version of the service does not have it."""
+
+    status = grpc.StatusCode.UNIMPLEMENTED
+    reason = "UNIMPLEMENTED"
+
+
 def _subclasses(kind: type[MeshError]) -> list[type[MeshError]]:
     return [kind, *(deep for sub in kind.__subclasses__() for deep in _subclasses(sub))]
 
@@ -221,9 +230,11 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
     """The error that a peer of the mesh raised, or the nearest one for a transport failure."""
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_TRAILER and isinstance(value, bytes):
-            rebuilt = _from_status(status_pb2.Status.FromString(value))
-            if rebuilt is not None:
-                return rebuilt
+            # A proxy on the way may have put anything there.
+            with suppress(DecodeError):
+                rebuilt = _from_status(status_pb2.Status.FromString(value))
+                if rebuilt is not None:
+                    return rebuilt
     code = error.code()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded("the deadline passed")

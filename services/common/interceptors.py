@@ -1,10 +1,10 @@
-"""What surrounds every RPC, in one interceptor for all four shapes: span, deadline, errors, malformed bytes.
+"""What surrounds every RPC, in one layer for all four shapes: span, deadline, errors, malformed bytes.
 
-One interceptor and not four, because on the hot path each costs more than the cache lookup it surrounds.
+One layer and not four, because on the hot path each costs more than the cache lookup it surrounds.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from typing import Any, Protocol, cast
 
 import grpc
@@ -12,11 +12,11 @@ import structlog
 from google.protobuf.message import DecodeError
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer
 
 from services.common import telemetry
 from services.common.deadline import set_remaining
-from services.common.errors import STATUS_TRAILER, InvalidInput, MeshError, Violation, to_status
+from services.common.errors import STATUS_TRAILER, InvalidInput, MeshError, Unimplemented, Violation, to_status
 
 log = structlog.get_logger()
 
@@ -34,48 +34,52 @@ class _Handler(Protocol):
     stream_stream: Callable[[Any, Context], AsyncIterator[Any]] | None
 
 
-class MeshInterceptor(grpc.aio.ServerInterceptor):
-    """Spans, deadlines and errors for every RPC of the mesh's own services; health and reflection pass through."""
+class Registrar:
+    """Stands in for the server where a stub's `add_…_to_server` registers handlers, and puts everything around each of them.
 
-    def __init__(self) -> None:
-        self._wrapped: dict[str, Any] = {}
+    gRPC's own interceptors would be asked at every call; a handler is wrapped once. Health and reflection need none of it.
+    """
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> Any:
-        method = details.method if isinstance(details.method, str) else details.method.decode()
-        wrapped = self._wrapped.get(method)
-        if wrapped is None:
-            handler = await continuation(details)
-            if handler is None or not method.startswith("/llmmesh."):
-                return handler
-            wrapped = self._wrapped[method] = _wrap(handler, method)
-        return wrapped
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, _handlers: Sequence[Any]) -> None:
+        """Nothing: the stubs register the same handlers by name as well."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Registers the handlers of a service, wrapped."""
+        wrapped = {method: _wrap(handler, f"{service}/{method}") for method, handler in handlers.items()}
+        self._server.add_registered_method_handlers(service, wrapped)
 
 
-def _wrap(handler: _Handler, method: str) -> Any:
+def _wrap(handler: _Handler, name: str) -> Any:
     """The handler with everything around it. It deserialises itself, so that malformed bytes are a named error."""
     parse = handler.request_deserializer or (lambda data: data)
-    name = method.removeprefix("/")
+    tracer = trace.get_tracer("llmmesh")
 
     async def unary_unary(data: bytes, context: Context) -> Any:
-        async with _Scope(name, context):
+        async with _Scope(tracer, name, context):
             return await cast(Any, handler.unary_unary)(_parse(parse, data), context)
 
     async def unary_stream(data: bytes, context: Context) -> AsyncIterator[Any]:
-        async with _Scope(name, context):
-            async for response in cast(Any, handler.unary_stream)(_parse(parse, data), context):
+        # Closed with the call, not when the collector comes by: a cancelled answer settles its cost at once.
+        async with (
+            _Scope(tracer, name, context),
+            aclosing(cast(Any, handler.unary_stream)(_parse(parse, data), context)) as responses,
+        ):
+            async for response in responses:
                 yield response
 
     async def stream_unary(stream: AsyncIterator[bytes], context: Context) -> Any:
-        async with _Scope(name, context):
+        async with _Scope(tracer, name, context):
             return await cast(Any, handler.stream_unary)((_parse(parse, data) async for data in stream), context)
 
     async def stream_stream(stream: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        async with _Scope(name, context):
+        async with _Scope(tracer, name, context):
             requests = (_parse(parse, data) async for data in stream)
-            async for response in cast(Any, handler.stream_stream)(requests, context):
-                yield response
+            async with aclosing(cast(Any, handler.stream_stream)(requests, context)) as responses:
+                async for response in responses:
+                    yield response
 
     serializer = handler.response_serializer
     if handler.request_streaming:
@@ -98,9 +102,10 @@ def _parse(parse: Callable[[bytes], Any], data: bytes) -> Any:
 class _Scope:
     """One RPC: its span is current inside, its deadline is set, and what it raises becomes a status."""
 
-    __slots__ = ("_context", "_method", "_span", "_token")
+    __slots__ = ("_context", "_method", "_span", "_token", "_tracer")
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, tracer: Tracer, method: str, context: Context) -> None:
+        self._tracer = tracer
         self._method = method
         self._context = context
 
@@ -113,7 +118,7 @@ class _Scope:
                 state = value
         remote = telemetry.extract(str(parent), None if state is None else str(state)) if parent else None
         above = trace.set_span_in_context(NonRecordingSpan(remote)) if remote else otel_context.Context()
-        self._span: Span = trace.get_tracer("llmmesh").start_span(self._method, context=above, kind=SpanKind.SERVER)
+        self._span: Span = self._tracer.start_span(self._method, context=above, kind=SpanKind.SERVER)
         self._token = otel_context.attach(trace.set_span_in_context(self._span, above))
         set_remaining(self._context.time_remaining())
 
@@ -122,6 +127,8 @@ class _Scope:
             if error is None or isinstance(error, grpc.aio.AbortError | GeneratorExit):
                 return
             named = error if isinstance(error, MeshError) else None
+            if isinstance(error, NotImplementedError):
+                named = Unimplemented("this version of the service does not have this method")
             reason = named.reason if named else "CANCELLED" if not isinstance(error, Exception) else "INTERNAL"
             self._span.set_status(Status(StatusCode.ERROR, reason))
             self._span.set_attribute(telemetry.ERROR_TYPE, reason)

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from services.common.prices import PriceBook
 from services.common.settings import parse_duration
@@ -43,7 +43,7 @@ class CachePolicy(_Strict):
     exact: bool = Field(True, description="Answer identical requests from the cache.")
     semantic: bool = Field(True, description="Answer paraphrases in the same scope from the cache.")
     floor: float = Field(0.5, ge=0, le=1, description="Similarity below which nothing is a candidate.")
-    thresholds: dict[str, float] = Field(
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         default_factory=dict,
         description="Lowest similarity to serve, per embedding model; a model not named never serves.",
     )
@@ -95,18 +95,17 @@ class Policy(_Strict):
     ttl_classes: dict[TtlClass, Seconds] = Field(default_factory=dict)
     namespaces: dict[str, NamespacePolicy] = Field(default_factory=lambda: {"default": NamespacePolicy()})
 
-    @model_validator(mode="after")
-    def _default_tiers_exist(self) -> "Policy":
-        for name, namespace in self.namespaces.items():
-            if namespace.default_tier not in self.tiers:
-                raise ValueError(f"namespaces.{name}.default_tier: no tier is named {namespace.default_tier!r}")
-        return self
-
     @classmethod
     def load(cls, path: Path, prices: PriceBook) -> "Policy":
         """Reads a policy and checks its models against the price book. Raises ConfigError naming file and line."""
         policy = load_yaml_model(path, cls)
         problems = []
+        for name, namespace in policy.namespaces.items():
+            if namespace.default_tier not in policy.tiers:
+                line = find_line(path, "namespaces", name, "default_tier")
+                problems.append(
+                    f"{path}:{line}: namespaces.{name}.default_tier: no tier is named {namespace.default_tier!r}"
+                )
         for tier, rules in policy.tiers.items():
             for index, model in enumerate(rules.candidates):
                 if prices.rates(model) is None:

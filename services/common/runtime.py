@@ -1,6 +1,7 @@
 """The one bootstrap of every service: settings, telemetry, build, health, reflection, serve, stop with grace."""
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +15,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.common.interceptors import MeshInterceptor
+from services.common.interceptors import Registrar
 from services.common.settings import ServiceSettings
 from services.common.telemetry import Telemetry, configure_logging
 from services.common.yaml_file import ConfigError
@@ -34,7 +35,7 @@ class Service:
 
     name: str
     servicer: object
-    add: Callable[[Any, grpc.aio.Server], None]
+    add: Callable[[Any, Any], None]
     missing: Callable[[], Awaitable[str | None]] | None = None
 
 
@@ -62,7 +63,13 @@ async def _serve(name: str, settings: S, build: Build[S]) -> None:
         async with AsyncExitStack() as stack:
             services = await build(settings, stack)
             server, readiness = make_server(services, settings)
-            port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+            # What is loaded by now stays: the collector need not walk through it again and again.
+            gc.collect()
+            gc.freeze()
+            try:
+                port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+            except RuntimeError:
+                raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: in use or not ours") from None
             await server.start()
             log.info("listening", address=f"{settings.host}:{port}")
             watch = asyncio.create_task(_watch(services, readiness))
@@ -92,23 +99,33 @@ def make_server(
     ]
     if settings.max_connection_age_seconds:
         options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)))
-    server = grpc.aio.server(interceptors=[MeshInterceptor()], options=options)
+    server = grpc.aio.server(options=options)
     readiness = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(readiness, server)
+    registrar = Registrar(server)
     for service in services:
-        service.add(service.servicer, server)
+        service.add(service.servicer, registrar)
     names = [service.name for service in services]
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return server, readiness
 
 
+async def _missing(service: Service) -> str | None:
+    try:
+        return await service.missing() if service.missing else None
+    except Exception as error:
+        # Whatever it is, health goes on being told.
+        log.exception("readiness_check_failed", service_name=service.name)
+        return f"its readiness check failed: {type(error).__name__}"
+
+
 async def _watch(services: Sequence[Service], readiness: health.aio.HealthServicer) -> None:
-    """Keeps health true: each service by its name, and the whole process under the empty name."""
+    """Keeps health true: each service by its name, and the process, by its first service, under the empty name."""
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     known: dict[str, str | None] = {}
     while True:
         for service in services:
-            missing = await service.missing() if service.missing else None
+            missing = await _missing(service)
             if service.name not in known or known[service.name] != missing:
                 known[service.name] = missing
                 if missing is None:
@@ -116,5 +133,6 @@ async def _watch(services: Sequence[Service], readiness: health.aio.HealthServic
                 else:
                     log.warning("not_ready", service_name=service.name, missing=missing)
             await readiness.set(service.name, serving if missing is None else not_serving)
-        await readiness.set("", serving if not any(known.values()) else not_serving)
+        # The first service is what the process is for; without the others it still belongs into the balancer.
+        await readiness.set("", serving if known[services[0].name] is None else not_serving)
         await asyncio.sleep(READINESS_INTERVAL_S)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from services.common.yaml_file import ConfigError
 
@@ -53,6 +53,9 @@ class ServiceSettings(BaseSettings):
         except ValidationError as error:
             lines = [f"{prefix}{'__'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
             raise ConfigError("; ".join(lines)) from None
+        except SettingsError as error:
+            name = str(error).split('"')[1].upper()
+            raise ConfigError(f"{prefix}{name}: must be JSON") from None
 
 
 def cache_home() -> Path:

@@ -6,6 +6,7 @@ apply. Text of prompts and answers is never an attribute.
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ ATTRIBUTES = frozenset(
 
 _TRACEPARENT = "traceparent"
 _TRACESTATE = "tracestate"
+_HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:$|-)")
 
 
 def span() -> Span:
@@ -103,14 +105,11 @@ def inject(current: Span) -> tuple[tuple[str, str], ...]:
 
 def extract(traceparent: str, tracestate: str | None) -> trace.SpanContext | None:
     """The caller's position in its trace, or None for a missing or malformed header."""
-    fields = traceparent.split("-")
-    if len(fields) < 4 or len(fields[0]) != 2 or len(fields[1]) != 32 or len(fields[2]) != 16 or len(fields[3]) != 2:
+    match = _HEADER.match(traceparent)
+    if match is None:
         return None
-    try:
-        trace_id, span_id, flags = int(fields[1], 16), int(fields[2], 16), int(fields[3], 16)
-    except ValueError:
-        return None
-    if not trace_id or not span_id or fields[0] == "ff":
+    trace_id, span_id, flags = int(match[2], 16), int(match[3], 16), int(match[4], 16)
+    if not trace_id or not span_id or match[1] == "ff":
         return None
     state = trace.TraceState.from_header([tracestate]) if tracestate else None
     return trace.SpanContext(trace_id, span_id, True, trace.TraceFlags(flags), state)
@@ -135,7 +134,14 @@ class Telemetry:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        self._provider = TracerProvider(resource=Resource.create({SERVICE_NAME: f"llmmesh-{service}"}))
+        class OneResource(Resource):
+            """The exporter asks for its hash at every span, and the SDK's own makes JSON of it each time."""
+
+            def __hash__(self) -> int:
+                return id(self)
+
+        described = Resource.create({SERVICE_NAME: f"llmmesh-{service}"})
+        self._provider = TracerProvider(resource=OneResource(described.attributes, described.schema_url))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         trace.set_tracer_provider(self._provider)
 

@@ -31,7 +31,8 @@ def vector_from_pb(pb: vector_pb2.Vector, field: str = "vector") -> Embedding:
     )
     check.done()
     values = np.frombuffer(pb.values, dtype="<f4")
-    squared = float(values @ values)  # NaN and infinity spread into the sum
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = float(values @ values)  # NaN and infinity spread into the sum
     check.need(0.98 <= squared <= 1.02, f"{field}.values", "must be finite and of unit length")
     check.done()
     return Embedding(values, pb.model_id)

@@ -1,7 +1,7 @@
 """What the edge is made of."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 
 import structlog
@@ -66,6 +66,7 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
             "llmmesh.edge.v1.CostService",
             CostServicer(ledger, spool, keys, clock),
             add_CostServiceServicer_to_server,
+            missing=ledger.missing,
         ),
     ]
 
@@ -107,7 +108,7 @@ def note_degraded() -> Callable[[str, MeshError], None]:
     return note
 
 
-async def _keep(stack: AsyncExitStack, work: "asyncio._CoroutineLike[None]") -> None:
+async def _keep(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
     """Runs `work` in the background until the service stops."""
     task = asyncio.create_task(work)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from llmmesh.common.v1 import usage_pb2
@@ -37,6 +38,8 @@ _DIMENSIONS = {
     costs_pb2.COST_DIMENSION_TENANT: "tenant",
 }
 MAX_HOURS = 24 * 366
+MAX_AGE_S = 10 * 366 * 86_400
+MAX_TIME = 253_402_300_800  # the end of the year 9999, where dates end
 
 
 def question_from_pb(
@@ -56,8 +59,9 @@ def question_from_pb(
             "cache.tags",
             "at most 16 tags of 1 to 64 characters",
         )
-        age = cache.max_age.ToNanoseconds() / 1e9 if cache.HasField("max_age") else None
-        check.need(age is None or age >= 0, "cache.max_age", "must not be negative")
+        age = _seconds_of(cache.max_age) if cache.HasField("max_age") else None
+        in_range = age is None or 0 <= age <= MAX_AGE_S
+        check.need(in_range, "cache.max_age", f"must not be negative, at most {MAX_AGE_S} s")
         control = CacheControl(
             cache.bypass,
             cache.no_store,
@@ -71,7 +75,7 @@ def question_from_pb(
         raise InvalidInput(violations=[*error.violations, *check.violations]) from None
     check.done()
     return Question(
-        tenant, request_id, chat, pb.model or "auto", pb.namespace or "default", pb.endpoint, pb.user, control
+        tenant, request_id, chat, pb.model or "auto", pb.namespace or "default", pb.endpoint, pb.user, control, pb.chat
     )
 
 
@@ -118,6 +122,9 @@ def query_from_pb(pb: costs_pb2.QueryCostsRequest, now: float) -> tuple[str, str
     check = Checker()
     start = _seconds(pb, "from", now - 86_400)
     end = _seconds(pb, "to", now + 3600)
+    for name, value in (("from", start), ("to", end)):
+        check.need(0 <= value < MAX_TIME, name, "must lie between the years 1970 and 9999")
+    check.done()
     check.need(end > start, "to", "must be after `from`")
     check.need(end - start <= MAX_HOURS * 3600, "from", f"at most {MAX_HOURS} hours can be summed at once")
     for i, dimension in enumerate(pb.group_by):
@@ -132,7 +139,12 @@ def _seconds(pb: costs_pb2.QueryCostsRequest, name: str, otherwise: float) -> fl
     if not pb.HasField(name):  # type: ignore[arg-type]
         return otherwise
     stamp: Timestamp = getattr(pb, name)
-    return stamp.ToNanoseconds() / 1e9
+    return _seconds_of(stamp)
+
+
+def _seconds_of(pb: Timestamp | Duration) -> float:
+    # Their own methods raise outside of their range, which is ours to name.
+    return pb.seconds + pb.nanos / 1e9
 
 
 def costs_to_pb(rows: Iterable[CostSum], total: CostSum, pending: int) -> costs_pb2.QueryCostsResponse:

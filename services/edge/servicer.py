@@ -74,16 +74,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             set_remaining(self._default_timeout)
         span = telemetry.span()
         if span.is_recording():
-            span.set_attributes(
-                {
-                    telemetry.TENANT: tenant,
-                    telemetry.NAMESPACE: question.namespace,
-                    telemetry.ENDPOINT: question.endpoint,
-                    telemetry.REQUEST_ID: question.request_id,
-                    telemetry.GEN_AI_OPERATION: "chat",
-                    telemetry.GEN_AI_REQUEST_MODEL: question.model,
-                }
-            )
+            attributes = {
+                telemetry.TENANT: tenant,
+                telemetry.NAMESPACE: question.namespace,
+                telemetry.REQUEST_ID: question.request_id,
+                telemetry.GEN_AI_OPERATION: "chat",
+                telemetry.GEN_AI_REQUEST_MODEL: question.model,
+            }
+            if question.endpoint:
+                attributes[telemetry.ENDPOINT] = question.endpoint
+            span.set_attributes(attributes)
         return question
 
 
@@ -109,12 +109,16 @@ def _describe(receipt: Receipt) -> None:
             telemetry.COST_BASELINE: bill.baseline,
             telemetry.COST_OVERHEAD: bill.overhead,
             telemetry.GEN_AI_COST: bill.actual / NANO,
-            telemetry.COST_SAVED["cache"]: saved.cache,
-            telemetry.COST_SAVED["routing"]: saved.routing,
-            telemetry.COST_SAVED["compression"]: saved.compression,
-            telemetry.COST_SAVED["prompt_cache"]: saved.prompt_cache,
-            telemetry.COST_SAVED["batch"]: saved.batch,
         }
+        layers = (
+            ("cache", saved.cache),
+            ("routing", saved.routing),
+            ("compression", saved.compression),
+            ("prompt_cache", saved.prompt_cache),
+            ("batch", saved.batch),
+        )
+        # Every attribute costs time on the way to the collector: a layer that saved nothing is left out.
+        attributes |= {telemetry.COST_SAVED[layer]: amount for layer, amount in layers if amount}
     span.set_attributes(attributes)
 
 

@@ -21,7 +21,7 @@ class EdgeSettings(ServiceSettings):
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis of ledger and budgets; redis:// or unix://.")
     keys_file: Path = Field(
         Path("keys.json"),
-        description="Hashed API keys: {sha256 hex of the key: {tenant, endpoint?}}. Re-read when it changes.",
+        description="Hashed API keys: {sha256 hex of the key: {tenant}}. Re-read when it changes.",
     )
     spool_dir: Path = Field(Path("spool"), description="Folder of the usage-record spool; on a volume in production.")
     spool_fsync_seconds: float = Field(

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import grpc
 
 from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
-from llmmesh.common.v1 import usage_pb2, vector_pb2
+from llmmesh.common.v1 import caller_pb2, chat_pb2, usage_pb2, vector_pb2
 from llmmesh.compressor.v1 import compressor_pb2, compressor_pb2_grpc
 from llmmesh.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from llmmesh.provider.v1 import provider_pb2, provider_pb2_grpc
@@ -27,9 +27,10 @@ from services.common.chat_pb import (
     usage_from_pb,
     usage_to_pb,
 )
-from services.common.errors import StreamCut, from_rpc_error
+from services.common.errors import MeshError, NotReady, StreamCut, UnknownModel, from_rpc_error
 from services.common.money import Usage
 from services.edge.domain.ports import (
+    CacheControl,
     Charge,
     Compressed,
     Embedded,
@@ -50,20 +51,44 @@ async def _call(method: Any, request: Any, kind: type[R], at_most: float | None 
     try:
         response: R = await method(request, metadata=outgoing_metadata(), timeout=remaining(keep=0.05, at_most=at_most))
     except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from None
+        raise _named(error) from None
     return response
 
 
-def _caller(question: Question) -> Any:
+def _named(error: grpc.aio.AioRpcError) -> MeshError:
+    """What the peer raised, in the words of our own request."""
+    named = from_rpc_error(error)
+    if isinstance(named, UnknownModel):
+        return UnknownModel(named.message)
+    return named
+
+
+def _caller(question: Question) -> caller_pb2.Caller:
     return caller_to_pb(
         Caller(question.tenant, question.namespace, question.endpoint, question.user, question.request_id)
     )
+
+
+def _chat_to_pb(question: Question, chat: Chat) -> chat_pb2.Chat:
+    """The chat on the wire: as it came unless another one is meant. It was checked on arrival, and its reader checks again."""
+    if chat is question.chat and isinstance(question.wire, chat_pb2.Chat):
+        return question.wire
+    return chat_to_pb(chat)
 
 
 def _vector_to_pb(vector: Vector | None) -> vector_pb2.Vector | None:
     if vector is None:
         return None
     return vector_pb2.Vector(values=vector.values, model_id=vector.model_id, dimensions=vector.dimensions)
+
+
+def _controls(control: CacheControl) -> cache_pb2.Controls | None:
+    if control.min_similarity is None and control.max_age_s is None:
+        return None
+    controls = cache_pb2.Controls(min_similarity=control.min_similarity)
+    if control.max_age_s is not None:
+        controls.max_age.FromNanoseconds(int(control.max_age_s * 1e9))
+    return controls
 
 
 class EmbedderPeer:
@@ -76,6 +101,8 @@ class EmbedderPeer:
     async def embed(self, text: str) -> Embedded:
         request = embedder_pb2.EmbedRequest(texts=[text])
         response = await _call(self._embed, request, embedder_pb2.EmbedResponse, self._timeout)
+        if len(response.vectors) != 1:
+            raise NotReady("the embedder did not answer with one vector")
         vector = response.vectors[0]
         return Embedded(Vector(vector.values, vector.model_id, vector.dimensions), response.cost_nanousd)
 
@@ -89,16 +116,12 @@ class CachePeer:
         self._lookup_timeout, self._store_timeout = lookup_timeout, store_timeout
 
     async def lookup(self, question: Question, vector: Vector | None) -> Found:
-        control = question.control
-        controls = cache_pb2.Controls(min_similarity=control.min_similarity)
-        if control.max_age_s is not None:
-            controls.max_age.FromNanoseconds(int(control.max_age_s * 1e9))
         request = cache_pb2.LookupRequest(
             caller=_caller(question),
-            chat=chat_to_pb(question.chat),
+            chat=_chat_to_pb(question, question.chat),
             requested_model=question.model,
             vector=_vector_to_pb(vector),
-            controls=controls,
+            controls=_controls(question.control),
             skip_exact=vector is not None,
         )
         response = await _call(self._lookup, request, cache_pb2.LookupResponse, self._lookup_timeout)
@@ -131,7 +154,7 @@ class CachePeer:
     ) -> str:
         request = cache_pb2.StoreRequest(
             caller=_caller(question),
-            chat=chat_to_pb(question.chat),
+            chat=_chat_to_pb(question, question.chat),
             requested_model=question.model,
             vector=_vector_to_pb(vector),
             answer=answer_to_pb(answer),
@@ -154,7 +177,7 @@ class RouterPeer:
     async def route(self, question: Question, vector: Vector | None) -> Route:
         request = router_pb2.RouteRequest(
             caller=_caller(question),
-            chat=chat_to_pb(question.chat),
+            chat=_chat_to_pb(question, question.chat),
             requested_model=question.model,
             vector=_vector_to_pb(vector),
         )
@@ -195,7 +218,9 @@ class ProviderPeer:
         self._generate, self._stream = stub.Generate, stub.StreamGenerate
 
     async def generate(self, question: Question, chat: Chat, candidates: Sequence[str]) -> Generated:
-        request = provider_pb2.GenerateRequest(caller=_caller(question), chat=chat_to_pb(chat), candidates=candidates)
+        request = provider_pb2.GenerateRequest(
+            caller=_caller(question), chat=_chat_to_pb(question, chat), candidates=candidates
+        )
         response = await _call(self._generate, request, provider_pb2.GenerateResponse)
         return Generated(
             answer_from_pb(response.answer),
@@ -209,7 +234,7 @@ class ProviderPeer:
         self, question: Question, chat: Chat, candidates: Sequence[str]
     ) -> AsyncGenerator[StreamStarted | Delta | StreamFinished, None]:
         request = provider_pb2.StreamGenerateRequest(
-            caller=_caller(question), chat=chat_to_pb(chat), candidates=candidates
+            caller=_caller(question), chat=_chat_to_pb(question, chat), candidates=candidates
         )
         call = self._stream(request, metadata=outgoing_metadata(), timeout=remaining(keep=0.05))
         began = False
@@ -227,8 +252,8 @@ class ProviderPeer:
                         finish_reason_from_pb(done.finish_reason), usage_from_pb(done.usage), _charge(done.charge)
                     )
         except grpc.aio.AioRpcError as error:
-            named = from_rpc_error(error)
-            if began and error.code() is grpc.StatusCode.UNAVAILABLE:
+            named = _named(error)
+            if began and error.code() is grpc.StatusCode.UNAVAILABLE and not isinstance(named, StreamCut):
                 raise StreamCut("the answer broke off before it was finished") from None
             raise named from None
         finally:

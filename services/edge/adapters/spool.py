@@ -5,6 +5,7 @@ deleted only when the ledger has all of it; the ledger ignores records that it a
 """
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -32,7 +33,7 @@ class FileSpool:
         self._folder = folder
         self._ledger = ledger
         self._flush_s, self._fsync_s = flush_s, fsync_s
-        self._unwritten: list[bytes] = []
+        self._unwritten: list[UsageRecord] = []
         self._pending = 0
         self._dirty = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -69,46 +70,61 @@ class FileSpool:
         return self._pending
 
     def append(self, record: UsageRecord) -> None:
-        line = json.dumps(record.to_json(), separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
         self._pending += 1
         self._dirty = True
         try:
-            os.write(self._file, line)
+            self._write(record)
         except OSError as error:
-            # A full disk: keep it in memory and try again with the next flush.
-            self._unwritten.append(line)
+            # A full disk: it waits in memory for the next flush.
+            self._unwritten.append(record)
             log.error("spool_write_failed", error=error.strerror, held_in_memory=len(self._unwritten))
+
+    def _write(self, record: UsageRecord) -> None:
+        """The whole line or, with OSError, nothing of it."""
+        line = json.dumps(record.to_json(), separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+        written = os.write(self._file, line)
+        if written < len(line):
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def flush(self) -> None:
         """Sends everything. Raises MeshError when the ledger cannot be reached; the records stay in the spool."""
         async with self._flushing:
-            self._retry_unwritten()
-            segments = sorted(self._folder.glob(_SEGMENT))
-            if segments and segments[-1].stat().st_size:
-                old = self._file
-                self._number += 1
-                self._file = self._open()
-                os.close(old)
-            else:
-                segments = segments[:-1]
-            for path in segments:
+            for path in await self._closed_segments():
                 await self._send(path)
+            while batch := self._unwritten[:BATCH]:
+                await self._ledger.write(batch)
+                del self._unwritten[: len(batch)]
+                self._pending -= len(batch)
 
-    def _retry_unwritten(self) -> None:
-        while self._unwritten:
-            try:
-                os.write(self._file, self._unwritten[0])
-            except OSError:
-                return
-            self._unwritten.pop(0)
+    async def _closed_segments(self) -> list[Path]:
+        """Segments that nobody writes to any more, oldest first; the current one becomes one of them unless it is empty."""
+        segments = sorted(self._folder.glob(_SEGMENT))
+        if not os.fstat(self._file).st_size:
+            return segments[:-1]
+        old = self._file
+        try:
+            self._number += 1
+            self._file = self._open()
+        except OSError as error:
+            log.error("spool_segment_failed", error=error.strerror)
+            return segments[:-1]
+        try:
+            if self._dirty:
+                # Should the ledger be down, this segment stays: then it must outlive the machine, too.
+                await asyncio.to_thread(os.fsync, old)
+        finally:
+            os.close(old)
+        return segments
 
     async def _send(self, path: Path) -> None:
-        sent = 0
-        for batch in _batches(path):
-            await self._ledger.write(batch)
-            sent += len(batch)
+        done = 0
+        for batch, lines in _batches(path):
+            if batch:
+                await self._ledger.write(batch)
+            done += lines
         path.unlink()
-        self._pending = max(self._pending - sent, 0)
+        self._pending -= done
 
     async def _flush_forever(self) -> None:
         down = False
@@ -148,17 +164,20 @@ def _count_lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def _batches(path: Path) -> Iterator[list[UsageRecord]]:
+def _batches(path: Path) -> Iterator[tuple[list[UsageRecord], int]]:
+    """Records, and how many lines they were read from."""
     batch: list[UsageRecord] = []
-    with path.open(encoding="utf-8") as file:
+    lines = 0
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            lines += 1
             try:
                 batch.append(UsageRecord.from_json(json.loads(line)))
             except (ValueError, KeyError, TypeError):
                 # A line torn by a crash of the machine; the rest of the segment counts.
                 log.error("spool_line_unreadable", segment=path.name, line=number, bytes=len(line))
-            if len(batch) == BATCH:
-                yield batch
-                batch = []
-    if batch:
-        yield batch
+            if lines == BATCH:
+                yield batch, lines
+                batch, lines = [], 0
+    if lines:
+        yield batch, lines

@@ -21,7 +21,10 @@ class CacheControl:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One request: who asks, what, and how it may be answered."""
+    """One request: who asks, what, and how it may be answered.
+
+    `wire` is the chat in the form in which it came, opaque here: adapters send it on instead of making it anew from `chat`.
+    """
 
     tenant: str
     request_id: str
@@ -31,6 +34,7 @@ class Question:
     endpoint: str = ""
     user: str = ""
     control: CacheControl = field(default_factory=CacheControl)
+    wire: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

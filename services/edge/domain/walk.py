@@ -36,6 +36,8 @@ from services.edge.domain.ports import (
 
 T = TypeVar("T")
 
+MAX_EMBED_BYTES = 65_536  # the embedder takes no longer text, and no paraphrase is that long
+
 
 @dataclass(frozen=True, slots=True)
 class NamespaceRules:
@@ -58,7 +60,6 @@ class Rules:
     namespaces: dict[str, NamespaceRules]
     baseline: Rates
     rates: Callable[[str], Rates | None]
-    is_engine: Callable[[str], bool] = lambda _model: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,12 @@ class _Trip:
     reserved: bool = False
     recorded: bool = False
 
+    @property
+    def too_hot(self) -> bool:
+        """Whether the answer is left to chance beyond what the policy lets the cache repeat."""
+        temperature = self.question.chat.sampling.temperature
+        return temperature is not None and temperature > self.rules.max_temperature
+
     def spend(self, component: str, model: str, cost: int) -> None:
         if cost:
             self.overhead.append(CostItem(component, model, cost, overhead=True))
@@ -183,8 +190,10 @@ class Walk:
                     yield piece
                 yield Ended(found.answer.finish_reason, usage, receipt)
                 return
-            async for event in self._generate_stream(trip):
-                yield event
+            # Closed with us, before the settling below: it knows what was streamed until then.
+            async with aclosing(self._generate_stream(trip)) as events:
+                async for event in events:
+                    yield event
         except BaseException as error:
             await self._settle_failure(trip, error)
             raise
@@ -209,8 +218,9 @@ class Walk:
                             builder.add(event)
                             yield event
             raise StreamCut("the answer broke off before it was finished")
-        except BaseException:
-            if model:
+        except BaseException as error:
+            # A provider that is still there knows better than we do what the broken answer cost.
+            if model and _wasted(error) is None:
                 self._charge_streamed(trip, chat, builder, model)
             raise
 
@@ -220,7 +230,7 @@ class Walk:
         if trip.recorded or rates is None:
             return
         usage = Usage(estimate_chat_tokens(chat), estimate_tokens(builder.text), estimated=True)
-        trip.spend("engine" if self._rules.is_engine(model) else "provider", model, price(rates, usage))
+        trip.spend("provider", model, price(rates, usage))
 
     def _start(self, question: Question) -> _Trip:
         rules = self._rules.namespaces.get(question.namespace)
@@ -232,11 +242,9 @@ class Walk:
     async def _find(self, trip: _Trip) -> Found | None:
         """A stored answer that may serve, or None. Embeds at most once."""
         question, rules = trip.question, trip.rules
-        temperature = question.chat.sampling.temperature
-        too_hot = temperature is not None and temperature > rules.max_temperature
-        if question.control.bypass or too_hot or not (rules.exact or rules.semantic):
+        if question.control.bypass or trip.too_hot or not (rules.exact or rules.semantic):
             trip.outcome = "bypass"
-            trip.cache_reason = "temperature" if too_hot else "bypass"
+            trip.cache_reason = "temperature" if trip.too_hot else "bypass"
             return None
         if rules.exact:
             found = await self._try("cache", trip, self._cache.lookup(question, None))
@@ -246,7 +254,7 @@ class Walk:
                 trip.outcome = "exact_hit"
                 return found
         text = question.chat.last_user_text
-        if not rules.semantic or not text.strip():
+        if not rules.semantic or not text.strip() or len(text.encode()) > MAX_EMBED_BYTES:
             return None
         embedded: Embedded | None = await self._try("embedder", trip, self._embedder.embed(text))
         if embedded is None:
@@ -336,7 +344,8 @@ class Walk:
 
     async def _store(self, trip: _Trip, answer: Answer, usage: Usage, model: str, tier: str) -> str:
         question, rules = trip.question, trip.rules
-        if question.control.no_store or "cache" in trip.degraded or not (rules.exact or rules.semantic):
+        unwanted = question.control.no_store or trip.too_hot or not (rules.exact or rules.semantic)
+        if unwanted or "cache" in trip.degraded:
             return ""
         # What the answer takes without our tricks: the baseline of the hits to come.
         plain = Usage(
@@ -346,7 +355,10 @@ class Walk:
             estimated=usage.estimated or trip.removed_tokens > 0,
         )
         vector = trip.vector if rules.semantic else None
-        return await self._try("cache", trip, self._cache.store(question, vector, answer, plain, model, tier)) or ""
+        try:
+            return await self._try("cache", trip, self._cache.store(question, vector, answer, plain, model, tier)) or ""
+        except InvalidInput:
+            return ""  # the cache cannot take it; the answer is there and paid for
 
     async def _settle_failure(self, trip: _Trip, error: BaseException) -> None:
         if trip.recorded:
@@ -354,13 +366,10 @@ class Walk:
         reason = error.reason if isinstance(error, MeshError) else "CANCELLED"
         if isinstance(error, Exception) and not isinstance(error, MeshError):
             reason = "INTERNAL"
-        if isinstance(error, MeshError) and (wasted := error.metadata.get("wasted_nanousd", "")).isdigit():
-            trip.spend("provider", "", int(wasted))
+        trip.spend("provider", "", _wasted(error) or 0)
         trip.outcome = "error"
         bill = failure_bill(trip.overhead)
-        model = (
-            trip.overhead[-1].model if trip.overhead and trip.overhead[-1].component in ("provider", "engine") else ""
-        )
+        model = next((item.model for item in trip.overhead if item.component == "provider"), "")
         self._record(trip, model, trip.route.tier if trip.route else "", Usage(), bill, reason)
         if trip.reserved and not bill.actual:
             # The caller may be gone: giving the reservation back must not depend on it.
@@ -415,6 +424,12 @@ class Walk:
                 trip.degraded.append(service)
             self._on_degraded(service, error)
             return None
+
+
+def _wasted(error: BaseException) -> int | None:
+    """What the provider says that the failed attempts cost, in nano-USD."""
+    said = error.metadata.get("wasted_nanousd", "") if isinstance(error, MeshError) else ""
+    return int(said) if said.isascii() and said.isdigit() else None
 
 
 async def _quietly(call: Awaitable[None]) -> None:

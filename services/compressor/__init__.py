@@ -1,0 +1,1 @@
+"""The compressor: fewer prompt tokens, same answer."""

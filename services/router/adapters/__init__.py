@@ -1,0 +1,1 @@
+"""Where tiers and prices come from."""
