@@ -72,9 +72,10 @@ def line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
             found = node.value[step]
             line = found.start_mark.line + 1
-        if found is None:
+        if found is None and isinstance(step, int):
             break
-        node = found
+        # A name that the file does not have is the tag of a union, or the missing field itself.
+        node = found or node
     return line
 
 

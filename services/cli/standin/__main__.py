@@ -55,8 +55,8 @@ async def _serve(options: argparse.Namespace) -> None:
     async with AsyncExitStack() as stack:
         engine = open_engine(settings, stack)
         standin = StandIn(engine, api_key=api_key, max_output_tokens=options.max_output_tokens)
+        await engine.start()  # whoever can connect gets an answer
         port = await stack.enter_async_context(serve(standin.handle, options.host, options.port))
-        await engine.start()
         print(f"http://{options.host}:{port}/v1", flush=True)
         await stop.wait()
 

@@ -1,0 +1,1 @@
+"""Our own models on our own hardware, behind a token stream."""

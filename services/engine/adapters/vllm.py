@@ -1,0 +1,156 @@
+"""vLLM in process: AsyncLLM with continuous batching and prefix caching, on GPUs or CPU.
+
+vLLM lives in an environment of its own (deploy/vllm); nothing of it is imported before the backend starts.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+from uuid import uuid4
+
+from services.common.chat import Chat, FinishReason, ImagePart, Message, TextDelta
+from services.common.errors import InvalidInput, StreamCut, Violation
+from services.common.yaml_file import ConfigError
+from services.engine.domain.backend import Completed, Piece
+from services.engine.settings import EngineSettings
+
+_FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+
+
+class Vllm:
+    """A model in vLLM's V1 engine, whose core runs in a process of its own."""
+
+    name = "vllm"
+    adapters: tuple[str, ...] = ()
+
+    def __init__(self, settings: EngineSettings) -> None:
+        """Loads nothing yet. Raises ConfigError when no model is named."""
+        if not settings.vllm_model:
+            raise ConfigError("LLMMESH_ENGINE_VLLM_MODEL: the vllm backend needs a model")
+        self._settings = settings
+        self._engine: Any = None
+        self._defaults: dict[str, Any] = {}
+        self._max_context_tokens = 0
+        self._faults: tuple[type[Exception], ...] = ()
+
+    @property
+    def max_context_tokens(self) -> int:
+        return self._max_context_tokens
+
+    @property
+    def fault(self) -> str | None:
+        return "vLLM's engine process died" if self._engine is None or self._engine.errored else None
+
+    async def start(self) -> None:
+        self._engine = await asyncio.to_thread(self._load)
+        config = self._engine.model_config
+        self._max_context_tokens = config.max_model_len
+        self._defaults = config.get_diff_sampling_param()
+
+    async def close(self) -> None:
+        """Stops vLLM's processes."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.shutdown)
+
+    async def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[Piece | Completed]:
+        _refuse_what_it_cannot(chat)
+        prompt = await asyncio.to_thread(self._prompt, chat)
+        room = self._max_context_tokens - len(prompt)
+        if room < 1:
+            description = f"{len(prompt)} tokens; this model takes at most {self._max_context_tokens - 1}"
+            raise InvalidInput(violations=[Violation("chat.messages", description)])
+        outputs = self._engine.generate({"prompt_token_ids": prompt}, self._sampling(chat, room), uuid4().hex)
+        cached = output_tokens = 0
+        try:
+            async with aclosing(outputs):  # closing aborts the request in the engine
+                async for output in outputs:
+                    cached = output.num_cached_tokens or cached
+                    answer = output.outputs[0]
+                    output_tokens += len(answer.token_ids)
+                    if answer.text:
+                        yield Piece(TextDelta(answer.text))
+                    if answer.finish_reason in _FINISH:
+                        yield Completed(_FINISH[answer.finish_reason], len(prompt), cached, output_tokens)
+        except self._faults as error:
+            raise StreamCut("vLLM failed to compute the answer") from error
+
+    def _load(self) -> Any:
+        # A fork of a process that runs gRPC threads may hang.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        self._faults = (EngineDeadError, EngineGenerateError)
+        settings = self._settings
+        return AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=settings.vllm_model,
+                tensor_parallel_size=settings.vllm_tensor_parallel_size,
+                pipeline_parallel_size=settings.vllm_pipeline_parallel_size,
+                gpu_memory_utilization=settings.vllm_gpu_memory_utilization,
+                max_model_len=settings.vllm_max_model_len,
+                max_num_seqs=settings.vllm_max_num_seqs,
+                max_num_batched_tokens=settings.vllm_max_num_batched_tokens,
+                enable_prefix_caching=settings.vllm_enable_prefix_caching,
+                quantization=settings.vllm_quantization,
+                dtype=settings.vllm_dtype,
+                enforce_eager=settings.vllm_enforce_eager,
+                load_format=settings.vllm_load_format,
+                disable_log_stats=True,
+            )
+        )
+
+    def _prompt(self, chat: Chat) -> list[int]:
+        tokenizer = self._engine.get_tokenizer()
+        messages = [_message(message) for message in chat.messages]
+        tokens: list[int] = tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        return tokens
+
+    def _sampling(self, chat: Chat, room: int) -> Any:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+        wanted, form = chat.sampling, chat.response_format
+        given: dict[str, Any] = {
+            "temperature": wanted.temperature,
+            "top_p": wanted.top_p,
+            "seed": None if wanted.seed is None else wanted.seed & 0x7FFF_FFFF_FFFF_FFFF,
+            "presence_penalty": wanted.presence_penalty,
+            "frequency_penalty": wanted.frequency_penalty,
+            "stop": list(wanted.stop) or None,
+        }
+        if form.kind == "json_object":
+            given["structured_outputs"] = StructuredOutputsParams(json_object=True)
+        elif form.kind == "json_schema":
+            given["structured_outputs"] = StructuredOutputsParams(json=json.loads(form.json_schema))
+        given["max_tokens"] = min(wanted.max_output_tokens or self._settings.default_output_tokens, room)
+        given["output_kind"] = RequestOutputKind.DELTA
+        return SamplingParams(**self._defaults | {name: value for name, value in given.items() if value is not None})
+
+
+def _refuse_what_it_cannot(chat: Chat) -> None:
+    violations = [
+        Violation(f"chat.messages[{i}].parts[{j}]", "this engine takes no pictures")
+        for i, message in enumerate(chat.messages)
+        for j, part in enumerate(message.parts)
+        if isinstance(part, ImagePart)
+    ]
+    if chat.tools:
+        violations.append(Violation("chat.tools", "this engine does not call tools"))
+    if violations:
+        raise InvalidInput(violations=violations)
+
+
+def _message(message: Message) -> dict[str, Any]:
+    entry: dict[str, Any] = {"role": message.role.value, "content": message.text}
+    if message.tool_calls:
+        entry["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments_json)}}
+            for call in message.tool_calls
+        ]
+    return entry

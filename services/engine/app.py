@@ -1,0 +1,83 @@
+"""What the engine service is made of."""
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+
+import structlog
+
+from llmmesh.engine.v1 import engine_pb2_grpc
+from services.common.money import NANO
+from services.common.runtime import Service
+from services.engine.adapters.llamacpp import LlamaCpp, packaged_model
+from services.engine.domain.backend import Backend
+from services.engine.domain.engine import Engine
+from services.engine.domain.meter import DeviceMeter
+from services.engine.servicer import EngineServicer
+from services.engine.settings import EngineSettings
+
+log = structlog.get_logger()
+
+
+async def build(settings: EngineSettings, stack: AsyncExitStack) -> Sequence[Service]:
+    """The engine's service; the model loads while it already answers health checks."""
+    engine = open_engine(settings, stack)
+    loading = asyncio.create_task(_load(engine))
+    stack.push_async_callback(_stop, loading)
+    return [
+        Service(
+            "llmmesh.engine.v1.EngineService",
+            EngineServicer(engine),
+            engine_pb2_grpc.add_EngineServiceServicer_to_server,
+            missing=engine.missing,
+        )
+    ]
+
+
+def open_engine(settings: EngineSettings, stack: AsyncExitStack) -> Engine:
+    """An engine that is not started yet. Raises ConfigError when the model is not to be found."""
+    if settings.backend == "vllm":
+        from services.engine.adapters.vllm import Vllm  # needs an environment of its own
+
+        vllm = Vllm(settings)
+        stack.push_async_callback(vllm.close)
+        devices = settings.vllm_tensor_parallel_size * settings.vllm_pipeline_parallel_size
+        return _engine(settings, vllm, settings.vllm_max_num_seqs, devices)
+    llamacpp = LlamaCpp(
+        settings.model_path or packaged_model(),
+        slots=settings.slots,
+        threads=settings.threads or max(1, (os.cpu_count() or 1) // 2),
+        context_tokens=settings.context_tokens,
+        batch_tokens=settings.batch_tokens,
+        prompt_cache_mib=settings.prompt_cache_mib,
+        default_output_tokens=settings.default_output_tokens,
+    )
+    stack.push_async_callback(llamacpp.close)
+    return _engine(settings, llamacpp, settings.slots, devices=1)
+
+
+def _engine(settings: EngineSettings, backend: Backend, max_running: int, devices: int) -> Engine:
+    return Engine(
+        backend,
+        DeviceMeter(time.monotonic_ns, devices),
+        model=settings.model_name,
+        max_running=max_running,
+        max_waiting=settings.max_waiting,
+        nanousd_per_device_hour=int(settings.price_usd_per_hour * NANO),
+    )
+
+
+async def _load(engine: Engine) -> None:
+    try:
+        await engine.start()
+    except Exception as error:
+        log.error("model_failed_to_load", exc_info=error)
+        engine.give_up(str(error))
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,1 @@
+"""Model vendors and our own engine behind one contract."""

@@ -1,0 +1,75 @@
+"""Attempts as spans: a CLIENT span `chat {model}` each, with what it cost."""
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from services.common import telemetry
+from services.common.money import NANO, Usage
+from services.provider.domain.charge import Charge
+from services.provider.domain.vendor import Completion, Reason
+
+
+class SpanWatch:
+    """Opens a span for every attempt below the span of the RPC."""
+
+    def attempt(self, model: str, vendor: str, number: int) -> "AttemptSpan":
+        """The attempt's span. It is not made current: a generator may be closed from another task."""
+        span = trace.get_tracer("llmmesh").start_span(
+            f"chat {model}",
+            kind=SpanKind.CLIENT,
+            attributes={
+                telemetry.GEN_AI_OPERATION: "chat",
+                telemetry.GEN_AI_PROVIDER: vendor,
+                telemetry.GEN_AI_REQUEST_MODEL: model,
+                telemetry.PROVIDER_VENDOR: vendor,
+                telemetry.PROVIDER_ATTEMPT: number,
+            },
+        )
+        return AttemptSpan(span)
+
+
+class AttemptSpan:
+    """One attempt's span."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self._decided = False
+
+    @property
+    def trace(self) -> tuple[tuple[str, str], ...]:
+        return telemetry.inject(self._span)
+
+    def answered(self, completion: Completion, usage: Usage, charge: Charge) -> None:
+        self._decided = True
+        self._span.set_attributes(
+            {
+                telemetry.GEN_AI_RESPONSE_MODEL: completion.model,
+                telemetry.GEN_AI_FINISH_REASONS: (completion.finish_reason.value,),
+                telemetry.GEN_AI_INPUT_TOKENS: usage.input_tokens,
+                telemetry.GEN_AI_OUTPUT_TOKENS: usage.output_tokens,
+                telemetry.GEN_AI_CACHE_READ_TOKENS: usage.cache_read_input_tokens,
+                telemetry.GEN_AI_CACHE_WRITE_TOKENS: usage.cache_write_input_tokens,
+                telemetry.GEN_AI_CACHE_CREATION_TOKENS: usage.cache_write_input_tokens,
+            }
+        )
+        if not charge.unpriced:
+            self._set_cost(charge.cost)
+
+    def failed(self, reason: Reason, cost_nanousd: int) -> None:
+        self._fail(reason.value)
+        if cost_nanousd:
+            self._set_cost(cost_nanousd)
+
+    def end(self) -> None:
+        if not self._decided:
+            self._fail("CANCELLED")
+        self._span.end()
+
+    def _fail(self, reason: str) -> None:
+        self._decided = True
+        self._span.set_status(Status(StatusCode.ERROR, reason))
+        self._span.set_attribute(telemetry.ERROR_TYPE, reason)
+
+    def _set_cost(self, nanousd: int) -> None:
+        self._span.set_attribute(telemetry.COST_SPAN, nanousd)
+        self._span.set_attribute(telemetry.GEN_AI_COST, nanousd / NANO)

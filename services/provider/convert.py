@@ -1,0 +1,130 @@
+"""Protobuf to the provider's types and back."""
+
+from llmmesh.provider.v1 import provider_pb2
+from services.common.chat import Answer, Delta
+from services.common.chat_pb import (
+    answer_to_pb,
+    caller_from_pb,
+    chat_from_pb,
+    component_to_pb,
+    delta_to_pb,
+    finish_reason_to_pb,
+    rates_to_pb,
+    require,
+    usage_to_pb,
+)
+from services.common.errors import (
+    AllCandidatesFailed,
+    DeadlineExceeded,
+    InvalidInput,
+    MeshError,
+    RateLimited,
+    StreamCut,
+    UnknownModel,
+    UpstreamCredential,
+    UpstreamRejected,
+    Violation,
+)
+from services.provider.domain.dispatch import Finished, Order, Started, UnknownCandidate
+from services.provider.domain.plan import Attempt, NoAnswer
+from services.provider.domain.vendor import Caller
+
+MAX_CANDIDATES = 16
+MAX_ATTEMPTS = 16
+
+Request = provider_pb2.GenerateRequest | provider_pb2.StreamGenerateRequest
+
+
+def order_from(request: Request, *, streaming: bool, deadline: float | None) -> Order:
+    """What to generate. Raises InvalidInput."""
+    caller = caller_from_pb(request.caller)
+    chat = chat_from_pb(request.chat)
+    count = len(request.candidates)
+    require(1 <= count <= MAX_CANDIDATES, "candidates", f"1 to {MAX_CANDIDATES} models, got {count}")
+    max_attempts = request.max_attempts if request.HasField("max_attempts") else None
+    if max_attempts is not None:
+        require(1 <= max_attempts <= MAX_ATTEMPTS, "max_attempts", f"must be between 1 and {MAX_ATTEMPTS}")
+    return Order(
+        chat,
+        Caller(caller.tenant, caller.namespace, caller.endpoint, caller.user, caller.request_id),
+        tuple(request.candidates),
+        streaming,
+        deadline,
+        max_attempts,
+    )
+
+
+def event_to_pb(event: Started | Delta | Finished) -> provider_pb2.StreamGenerateResponse:
+    """One event of a stream."""
+    match event:
+        case Started(model, vendor):
+            return provider_pb2.StreamGenerateResponse(started=provider_pb2.Started(model=model, vendor=vendor))
+        case Finished():
+            return provider_pb2.StreamGenerateResponse(
+                finished=provider_pb2.Finished(
+                    finish_reason=finish_reason_to_pb(event.finish_reason),
+                    usage=usage_to_pb(event.usage),
+                    charge=_charge_to_pb(event),
+                    attempts=[_attempt_to_pb(a) for a in event.attempts],
+                )
+            )
+        case delta:
+            return provider_pb2.StreamGenerateResponse(delta=delta_to_pb(delta))
+
+
+def answer_response(started: Started, answer: Answer, finished: Finished) -> provider_pb2.GenerateResponse:
+    """A whole answer."""
+    return provider_pb2.GenerateResponse(
+        answer=answer_to_pb(answer),
+        usage=usage_to_pb(finished.usage),
+        charge=_charge_to_pb(finished),
+        model=started.model,
+        vendor=started.vendor,
+        attempts=[_attempt_to_pb(a) for a in finished.attempts],
+    )
+
+
+def models_response(models: list[tuple[str, str]]) -> provider_pb2.ListModelsResponse:
+    """The configured models."""
+    return provider_pb2.ListModelsResponse(
+        models=[provider_pb2.Model(model=model, vendor=vendor) for model, vendor in models]
+    )
+
+
+DOMAIN_ERRORS = (UnknownCandidate, NoAnswer)
+
+
+def error_of(error: Exception) -> MeshError:
+    """What the caller gets to see of an error of the domain. `wasted_nanousd` is what failed attempts cost."""
+    match error:
+        case UnknownCandidate(index=index):
+            return UnknownModel(str(error), field=f"candidates[{index}]")
+        case NoAnswer(reason=reason, message=message):
+            metadata = {"wasted_nanousd": str(error.wasted)}
+            if reason == InvalidInput.reason:
+                return InvalidInput(violations=(Violation(error.field, message),))
+            kinds = (StreamCut, RateLimited, UpstreamRejected, UpstreamCredential, DeadlineExceeded)
+            kind = next((kind for kind in kinds if kind.reason == reason), AllCandidatesFailed)
+            return kind(message, retry_after_s=error.retry_after_s, metadata=metadata)
+    raise AssertionError(f"not an error of the domain: {error!r}")
+
+
+def _charge_to_pb(finished: Finished) -> provider_pb2.Charge:
+    charge = finished.charge
+    pb = provider_pb2.Charge(
+        component=component_to_pb(charge.component), unpriced=charge.unpriced, wasted_nanousd=finished.wasted
+    )
+    if not charge.unpriced:
+        pb.cost_nanousd = charge.cost
+        pb.rates.CopyFrom(rates_to_pb(charge.rates))
+    return pb
+
+
+def _attempt_to_pb(attempt: Attempt) -> provider_pb2.Attempt:
+    return provider_pb2.Attempt(
+        model=attempt.model,
+        vendor=attempt.vendor,
+        outcome=attempt.outcome,
+        cost_nanousd=attempt.cost_nanousd,
+        duration_ms=attempt.duration_ms,
+    )

@@ -1,0 +1,1 @@
+"""Which vendor is called when, and what its answer cost."""

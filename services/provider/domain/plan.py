@@ -1,0 +1,170 @@
+"""The attempt plan: which candidate is tried next, when, and what to say when none answered."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from services.provider.domain.breaker import Breaker
+from services.provider.domain.vendor import Reason, Vendor, VendorError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A model at a vendor. `model` is its name in the price book, `vendor_model` the vendor's id for it.
+
+    `slots` bounds the vendor's concurrent calls and is shared by its candidates.
+    """
+
+    model: str
+    vendor: str
+    vendor_model: str
+    calls: Vendor
+    breaker: Breaker
+    timeout_s: float
+    slots: asyncio.Semaphore
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call of a vendor: "ok" or the reason of its failure, what it cost, how long it took."""
+
+    model: str
+    vendor: str
+    outcome: str
+    cost_nanousd: int
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRules:
+    """How often and after which pause. Pauses are drawn between 0 and base * 2^(failures - 1), at most `max_pause_s`."""
+
+    max_attempts: int
+    base_pause_s: float
+    max_pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Whom to call next, after how many seconds."""
+
+    candidate: Candidate
+    wait_s: float
+
+
+class NoAnswer(Exception):
+    """No candidate gave a whole answer.
+
+    `reason` is a Reason's value or "ALL_CANDIDATES_FAILED"; `wasted` is what the attempts cost, in nano-USD.
+    """
+
+    def __init__(self, reason: str, message: str, *, retry_after_s: float | None, field: str, wasted: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.field = field
+        self.wasted = wasted
+
+
+@dataclass(slots=True)
+class _State:
+    candidate: Candidate
+    not_before: float = 0.0
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class Plan:
+    """Goes through the candidates in order, without a pause between different ones; then comes back to those that may
+    have recovered, each not before its backoff or its vendor's Retry-After has passed. It ends with the attempt budget,
+    with the deadline, or when nobody is left.
+
+    `deadline` and `monotonic` are in seconds on one clock; `random` draws from [0, 1).
+    """
+
+    candidates: Sequence[Candidate]
+    rules: RetryRules
+    deadline: float | None
+    monotonic: Callable[[], float]
+    random: Callable[[], float]
+    attempts: list[Attempt] = field(default_factory=list)
+    _open: list[_State] = field(init=False)
+    _errors: list[VendorError] = field(default_factory=list)
+    _skipped: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._open = [_State(candidate) for candidate in self.candidates]
+
+    @property
+    def wasted(self) -> int:
+        """What the attempts that did not answer cost, in nano-USD."""
+        return sum(attempt.cost_nanousd for attempt in self.attempts if attempt.outcome != "ok")
+
+    def next(self) -> Step | None:
+        """The next attempt; None when there is none."""
+        if len(self.attempts) >= self.rules.max_attempts:
+            return None
+        now = self.monotonic()
+        for state in list(self._open):
+            if open_for := state.candidate.breaker.open_for_s:
+                self._skipped[_name(state.candidate)] = open_for
+                self._open.remove(state)
+        if not self._open:
+            return None
+        state = min(self._open, key=lambda s: s.not_before)  # the first among equals: the candidates' order
+        wait = max(state.not_before - now, 0.0)
+        if self.deadline is not None and now + wait >= self.deadline:
+            return None
+        return Step(state.candidate, wait)
+
+    def failed(self, candidate: Candidate, error: VendorError, cost_nanousd: int, duration_ms: int) -> None:
+        """Notes a failed attempt."""
+        self.attempts.append(Attempt(candidate.model, candidate.vendor, error.reason, cost_nanousd, duration_ms))
+        self._errors.append(error)
+        if not error.reason.may_pass:
+            # The vendor refuses the request or our key: another of its models will not help.
+            self._open = [state for state in self._open if state.candidate.vendor != candidate.vendor]
+            return
+        for state in self._open:
+            if state.candidate is candidate:
+                state.failures += 1
+                limit = min(self.rules.base_pause_s * 2 ** (state.failures - 1), self.rules.max_pause_s)
+                pause = max(self.random() * limit, error.retry_after_s or 0.0)
+                state.not_before = self.monotonic() + pause
+
+    def answered(self, candidate: Candidate, cost_nanousd: int, duration_ms: int) -> None:
+        """Notes the attempt that answered."""
+        self.attempts.append(Attempt(candidate.model, candidate.vendor, "ok", cost_nanousd, duration_ms))
+
+    def cut(self, candidate: Candidate, error: VendorError) -> NoAnswer:
+        """What to tell the caller of an answer that had begun."""
+        message = f"the answer of {candidate.model} broke off: {error.message}"
+        return NoAnswer(Reason.CUT, message, retry_after_s=None, field="", wasted=self.wasted)
+
+    def no_answer(self) -> NoAnswer:
+        """What to tell the caller. A single common reason is named as such; else all attempts are listed."""
+        reasons = {error.reason for error in self._errors}
+        retry_after = [error.retry_after_s for error in self._errors if error.retry_after_s is not None]
+        retry_after += self._skipped.values()
+        tried = [f"{a.model} at {a.vendor}: {a.outcome}" for a in self.attempts]
+        tried += [f"{name}: breaker open" for name in self._skipped]
+        reason, field_ = "ALL_CANDIDATES_FAILED", "chat"
+        message = "no candidate answered: " + "; ".join(tried)
+        if (
+            len(reasons) == 1
+            and not self._skipped
+            and (only := self._errors[0]).reason
+            not in (
+                Reason.UNAVAILABLE,
+                Reason.CUT,
+            )
+        ):
+            reason, message, field_ = only.reason.value, only.message, only.field
+        elif not tried:
+            reason, message = Reason.DEADLINE.value, "the deadline passed before a vendor could be called"
+        return NoAnswer(reason, message, retry_after_s=min(retry_after, default=None), field=field_, wasted=self.wasted)
+
+
+def _name(candidate: Candidate) -> str:
+    return f"{candidate.model} at {candidate.vendor}"
