@@ -8,17 +8,19 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from services.cli import chat as chat_command
 from services.cli import costs as costs_command
 from services.cli.demo import report, run, workload
 from services.cli.mesh import LocalMesh, MeshError, MeshJson, Reporter, default_state_dir, read_mesh_json
+from services.common.policy import SHIPPED as SHIPPED_POLICY
 from services.common.yaml_file import ConfigError
 
 app = typer.Typer(
@@ -31,6 +33,12 @@ State = Annotated[Path | None, typer.Option("--state", help="Folder of the mesh.
 PolicyFile = Annotated[
     Path | None, typer.Option("--policy", help="Policy file. Default: the shipped one", exists=True, dir_okay=False)
 ]
+
+evaluate = typer.Typer(help="The services' own decisions on your labelled data.", no_args_is_help=True)
+app.add_typer(evaluate, name="evaluate")
+LabelledFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Labelled data")]
+OutFile = Annotated[Path | None, typer.Option("--out", help="Write a line per input here")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 
 
 def main() -> None:
@@ -94,6 +102,58 @@ def costs(
     mesh = _mesh(state)
     dimensions = [part.strip() for part in by.split(",") if part.strip()]
     _run(costs_command.costs(mesh, Console(), dimensions, hours, as_json, time.time()))
+
+
+@evaluate.command("cache")
+def evaluate_cache(
+    file: LabelledFile,
+    delta: Annotated[float, typer.Option(help="Error budget: share of served answers that may be wrong")] = 0.01,
+    out: OutFile = None,
+    as_json: Json = False,
+    policy: PolicyFile = None,
+    model: Annotated[str | None, typer.Option(help="Embedding model. Default: the embedder's")] = None,
+) -> None:
+    """Would the cache have served the right answers? FILE: pairs (a, b, same_answer) or a stream (text, answer_id)."""
+    from services.cli.evaluate import cache
+
+    _evaluated(lambda: cache.run(file, delta, out, policy or SHIPPED_POLICY, model), as_json)
+
+
+@evaluate.command("router")
+def evaluate_router(file: LabelledFile, out: OutFile = None, as_json: Json = False) -> None:
+    """How hard does the router think each question is? FILE: CSV or JSONL with prompt, question or text."""
+    from services.cli.evaluate import router
+
+    _evaluated(lambda: router.run(file, out), as_json)
+
+
+@evaluate.command("compressor")
+def evaluate_compressor(
+    file: LabelledFile,
+    rate: Annotated[float, typer.Option(help="Share of tokens to keep")] = 0.5,
+    out: OutFile = None,
+    as_json: Json = False,
+) -> None:
+    """Does what a question needs survive compression? FILE: JSONL with question, its context and answers."""
+    from services.cli.evaluate import compressor
+
+    _evaluated(lambda: compressor.run(file, rate, out), as_json)
+
+
+def _evaluated(work: Callable[[], dict[str, object]], as_json: bool) -> None:
+    try:
+        result = work()
+    except ConfigError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from None
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+        return
+    table = Table(show_header=False)
+    for name, value in result.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        table.add_row(name.replace("_", " "), f"{shown:.4g}" if isinstance(shown, float) else str(shown))
+    Console().print(table)
 
 
 def _mesh(state: Path | None) -> MeshJson:

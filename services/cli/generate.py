@@ -88,7 +88,9 @@ def _table(prefix: str, kind: type[ServiceSettings], skip: set[str]) -> str:
     for name, field in kind.model_fields.items():
         if name in skip:
             continue
-        lines.append(f"| `{prefix}{name.upper()}` | {_default(field.get_default(call_default_factory=True))} | {field.description} |")
+        lines.append(
+            f"| `{prefix}{name.upper()}` | {_default(field.get_default(call_default_factory=True))} | {field.description} |"
+        )
     return "\n".join(lines) + "\n"
 
 

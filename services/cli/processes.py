@@ -64,12 +64,12 @@ class Child:
         self.failed = asyncio.Event()
         self._events = events
         self._process: asyncio.subprocess.Process | None = None
-        self.stopping = False
+        self._stop = asyncio.Event()
 
     async def run(self) -> None:
         """Starts the process, and starts it again whenever it ends, until it ends quickly too often."""
         quick = 0
-        while not self.stopping:
+        while not self._stop.is_set():
             started = time.monotonic()
             with self.log_file.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
@@ -86,7 +86,7 @@ class Child:
             code = await self._process.wait()
             probe.cancel()
             self.is_ready.clear()
-            if self.stopping:
+            if self._stop.is_set():
                 return
             quick = quick + 1 if time.monotonic() - started < QUICK_DEATH_S else 0
             again = quick < MAX_QUICK_DEATHS and code != 2  # 2: its configuration is wrong, and will be next time
@@ -98,7 +98,7 @@ class Child:
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, then SIGKILL after the grace."""
-        self.stopping = True
+        self._stop.set()
         process = self._process
         if process is None or process.returncode is not None:
             return

@@ -2,8 +2,8 @@
 
     python -m services.cli.embedded.qdrant_server --path DIR --port N
 
-The engine's calls hold the interpreter's lock, which is why this is a process of its own. A collection is one shard in one folder;
-an acknowledged write survives a crash of the process. Indexes are built in the background once enough has changed.
+The engine's calls hold the interpreter's lock, which is why this is a process of its own. A collection is one shard in one
+folder; an acknowledged write survives a crash of the process. Indexes are built in the background once enough has changed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from qdrant_client.grpc import collections_service_pb2_grpc, points_service_pb2_
 
 VERSION = "1.20.0-edge"
 OPTIMIZE_INTERVAL_S = 5.0
-OPTIMIZE_AFTER_CHANGES = 2_000
+OPTIMIZE_AFTER_CHANGES = 5_000
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _DISTANCES = {
@@ -60,7 +60,12 @@ class Collection:
     @classmethod
     def create(cls, folder: Path, size: int, distance: int) -> "Collection":
         """Makes a new one."""
-        config = edge.EdgeConfig(vectors=edge.EdgeVectorParams(size=size, distance=_DISTANCES[pb.Distance.ValueType(distance)]))
+        config = edge.EdgeConfig(
+            vectors=edge.EdgeVectorParams(size=size, distance=_DISTANCES[pb.Distance.ValueType(distance)]),
+            # No graph: every query of the mesh is filtered down to one scope, where a scan is exact and quick, and
+            # building a graph would stop this process for minutes.
+            hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=16, full_scan_threshold=10_000),
+        )
         work = folder.with_name(f".{folder.name}.new")
         shutil.rmtree(work, ignore_errors=True)
         shard = edge.EdgeShard.create(str(work / "shard"), config)
@@ -165,7 +170,7 @@ def pb_value(value: object) -> Any:
     """Plain data as a payload value."""
     match value:
         case None:
-            return pb.Value(null_value=0)
+            return pb.Value(null_value=pb.NullValue.NULL_VALUE)
         case bool():
             return pb.Value(bool_value=value)
         case int():
@@ -319,7 +324,7 @@ class CollectionsServicer(collections_service_pb2_grpc.CollectionsServicer):
         def work() -> Any:
             collection = self._collections.get(request.collection_name)
             count = collection.shard.count(edge.CountRequest(exact=True))
-            params = pb.VectorParams(size=collection.size, distance=collection.distance)
+            params = pb.VectorParams(size=collection.size, distance=pb.Distance.ValueType(collection.distance))
             info = pb.CollectionInfo(
                 status=pb.CollectionStatus.Green,
                 segments_count=collection.shard.info().segments_count,
@@ -365,7 +370,7 @@ class PointsServicer(points_service_pb2_grpc.PointsServicer):
             if selector.WhichOneof("points_selector_one_of") == "filter":
                 collection.update(edge.UpdateOperation.delete_points_by_filter(filter_of(selector.filter)))
             else:
-                ids = [point_id(identifier) for identifier in selector.points.ids]
+                ids: list[int | uuid.UUID | str] = [point_id(identifier) for identifier in selector.points.ids]
                 collection.update(edge.UpdateOperation.delete_points(ids), len(ids))
             return _completed()
 
@@ -464,9 +469,13 @@ async def serve(path: Path, port: int, host: str = "127.0.0.1") -> None:
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.aio.server(options=options)
-    qdrant_pb2_grpc.add_QdrantServicer_to_server(HealthServicer(), server)
-    collections_service_pb2_grpc.add_CollectionsServicer_to_server(CollectionsServicer(collections), server)
-    points_service_pb2_grpc.add_PointsServicer_to_server(PointsServicer(collections), server)
+    qdrant_pb2_grpc.add_QdrantServicer_to_server(HealthServicer(), server)  # type: ignore[no-untyped-call]
+    collections_service_pb2_grpc.add_CollectionsServicer_to_server(  # type: ignore[no-untyped-call]
+        CollectionsServicer(collections), server
+    )
+    points_service_pb2_grpc.add_PointsServicer_to_server(  # type: ignore[no-untyped-call]
+        PointsServicer(collections), server
+    )
     bound = server.add_insecure_port(f"{host}:{port}")
     await server.start()
     print(f"listening on {host}:{bound}", flush=True)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from services.cli.evaluate_compressor import run
+from services.cli.evaluate.compressor import run
 from services.common.yaml_file import ConfigError
 
 FACT = "The kudzu vine came to the United States in 1876."

@@ -1,14 +1,12 @@
 """`llmmesh evaluate compressor`: how much of what a question needs survives compression, on labelled data of one's own."""
 
-import gzip
-import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from services.cli.evaluate.rows import read_rows, write_rows
 from services.common.chat import Chat, Message, Role, TextPart
 from services.common.tokens import estimate_tokens
 from services.common.yaml_file import ConfigError
@@ -55,7 +53,7 @@ def run(file: Path, rate: float, out: Path | None = None) -> dict[str, object]:
     survived: list[bool] = []
     shortened = 0
     cpu_seconds = 0.0
-    for row in _rows(file):
+    for row in read_rows(file, _Row):
         text = row.text
         chat = Chat((Message(Role.USER, (TextPart(text),)), Message(Role.USER, (TextPart(row.question),))))
         started = time.process_time()
@@ -73,8 +71,7 @@ def run(file: Path, rate: float, out: Path | None = None) -> dict[str, object]:
     if not results:
         raise ConfigError(f"{file}: no rows")
     if out is not None:
-        lines = (json.dumps(result, ensure_ascii=False) for result in results)
-        out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_rows(out, results)
     return {
         "rows": len(results),
         "rate": rate,
@@ -86,19 +83,3 @@ def run(file: Path, rate: float, out: Path | None = None) -> dict[str, object]:
         "compressed": shortened,
         "cpu_ms": 1000 * cpu_seconds / len(results),
     }
-
-
-def _rows(file: Path) -> Iterator[_Row]:
-    opened = gzip.open if file.suffix == ".gz" else open
-    try:
-        with opened(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        yield _Row.model_validate_json(line)
-                    except ValidationError as error:
-                        first = error.errors()[0]
-                        field = ".".join(map(str, first["loc"]))
-                        raise ConfigError(f"{file}:{number}: {field}: {first['msg']}") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}") from None

@@ -1,0 +1,1 @@
+"""`llmmesh evaluate`: the services' own decisions on labelled data of one's own."""
