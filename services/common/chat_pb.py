@@ -37,6 +37,7 @@ MAX_TOOLS = 128
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 MAX_IMAGE_BYTES = 8 * 1024 * 1024
 MAX_OUTPUT_TOKENS = 131_072
+MAX_SCHEMAS = 512 * 1024  # characters; reading them holds up other requests
 MAX_JSON_DEPTH = 100
 _MAX_VIOLATIONS = 16
 _JSON_RULE = f"must be a JSON object, at most {MAX_JSON_DEPTH} levels deep"
@@ -118,6 +119,8 @@ def chat_from_pb(pb: chat_pb2.Chat, field: str = "chat") -> Chat:
         "the last message must come from the user or a tool",
     )
     tools = tuple(_tool(t, f"{field}.tools[{i}]", check) for i, t in enumerate(pb.tools[:MAX_TOOLS]))
+    schemas = sum(len(t.parameters_json_schema) for t in pb.tools) + len(pb.response_format.json_schema)
+    check.need(schemas <= MAX_SCHEMAS, f"{field}.tools", f"at most {MAX_SCHEMAS} characters of schemas, got {schemas}")
     names = [tool.name for tool in tools]
     check.need(len(set(names)) == len(names), f"{field}.tools", "tool names must be unique")
     chat = Chat(

@@ -1,0 +1,1 @@
+"""The cache: exact and semantic answers from memory, safe by tenant."""

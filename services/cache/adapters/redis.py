@@ -1,0 +1,260 @@
+"""Bodies in Redis. Every key begins with the tenant as hash tag, so that each step touches one slot.
+
+    {tenant}:e:<entry id>        the entry: times, header, payload; expires with the answer
+    {tenant}:v:<namespace>       the namespace's version; never expires
+    {tenant}:t:<namespace>:<tag> sorted set of entry ids by expiry; never expires, so that memory pressure cannot lose a tag
+    {tenant}:r:<request id>      the entry that answered the request; expires
+
+Run Redis with `maxmemory-policy volatile-lru`: entries may be evicted, versions and tags may not.
+"""
+
+import asyncio
+import json
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from services.cache.domain.lookup import Body, Header, StoreUnavailable
+
+log = structlog.get_logger()
+
+_PREFIX = struct.Struct("<BddI")  # format, created, expires (0 for never), length of the header
+_FORMAT = 1
+_INFINITE = float("inf")
+_MAX_NOTES = 20_000
+_MAX_TRIPS = 2  # reads under way at once; what arrives meanwhile shares the next one
+_MAX_SHARED = 64
+
+
+@dataclass(slots=True)
+class _Fetch:
+    tenant: str
+    keys: list[str]
+    values: "asyncio.Future[list[bytes | str | None]]"
+
+
+class RedisBodies:
+    """Entries, versions, tags and request ids in Redis."""
+
+    def __init__(self, redis: Redis, address: str, *, note_interval: float, note_ttl: int) -> None:
+        """`note_interval` seconds between writes of request ids; each lives `note_ttl` seconds."""
+        self._redis = redis
+        self._address = address
+        self._note_interval = note_interval
+        self._note_ttl = note_ttl
+        self._notes: dict[str, str] = {}
+        self._waiting: list[_Fetch] = []
+        self._trips: set[asyncio.Task[None]] = set()
+
+    async def missing(self) -> str | None:
+        """None when Redis answers."""
+        try:
+            await self._redis.ping()
+        except (TimeoutError, RedisError, OSError):
+            return f"redis at {self._address}"
+        return None
+
+    async def fetch(self, tenant: str, namespace: str, entry_ids: Sequence[str]) -> tuple[int, list[Body | None]]:
+        prefix = f"{{{tenant}}}:e:"
+        keys = [f"{{{tenant}}}:v:{namespace}", *(prefix + entry_id for entry_id in entry_ids)]
+        loop = asyncio.get_running_loop()
+        waiting = _Fetch(tenant, keys, loop.create_future())
+        self._waiting.append(waiting)
+        if len(self._trips) < _MAX_TRIPS:
+            trip = loop.create_task(self._fetch_waiting())
+            self._trips.add(trip)
+            trip.add_done_callback(self._trips.discard)
+        version, *values = await waiting.values
+        return int(version or 0), [_unpack(value) for value in values]
+
+    async def _fetch_waiting(self) -> None:
+        """Reads for all calls that wait: under load a trip to Redis is shared, which is most of its cost."""
+        while self._waiting:
+            batch, self._waiting = self._waiting[:_MAX_SHARED], self._waiting[_MAX_SHARED:]
+            by_tenant: dict[str, list[_Fetch]] = {}
+            for fetch in batch:
+                by_tenant.setdefault(fetch.tenant, []).append(fetch)
+            groups = list(by_tenant.values())
+            try:
+                replies = await self._read([[key for fetch in group for key in fetch.keys] for group in groups])
+            except Exception as error:  # whatever it is, the calls that wait must hear of it
+                down = isinstance(error, RedisError | OSError | TimeoutError)
+                for fetch in batch:
+                    if not fetch.values.done():
+                        fetch.values.set_exception(StoreUnavailable(str(error)) if down else error)
+                continue
+            for group, reply in zip(groups, replies, strict=True):
+                start = 0
+                for fetch in group:
+                    end = start + len(fetch.keys)
+                    if not fetch.values.done():
+                        fetch.values.set_result(reply[start:end])
+                    start = end
+
+    async def _read(self, groups: list[list[str]]) -> "list[list[bytes | str | None]]":
+        """One MGET a group, since the keys of a group share a slot, all in one trip."""
+        if len(groups) == 1:
+            return [await self._redis.mget(groups[0])]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for keys in groups:
+                pipe.mget(keys)
+            replies: list[list[bytes | str | None]] = await pipe.execute()
+            return replies
+
+    async def put(self, tenant: str, entry_id: str, body: Body, header: Header) -> None:
+        expires = body.expires_at
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for tag in header.tags:
+                key = _tag_key(tenant, header.namespace, tag)
+                pipe.zremrangebyscore(key, "-inf", body.created_at)
+                pipe.zadd(key, {entry_id: _INFINITE if expires is None else expires})
+            if header.request_id:
+                pipe.set(_request_key(tenant, header.request_id), entry_id, ex=self._note_ttl)
+            value = _pack(body, header)
+            if expires is None:
+                pipe.set(_entry_key(tenant, entry_id), value)
+            else:
+                pipe.set(_entry_key(tenant, entry_id), value, pxat=int(expires * 1000))
+            try:
+                await pipe.execute()
+            except (TimeoutError, RedisError, OSError) as error:
+                raise StoreUnavailable from error
+
+    def header(self, body: Body) -> Header:
+        fields = json.loads(body.header_bytes)
+        return Header(
+            question=fields["q"],
+            namespace=fields["n"],
+            vector_model=fields["m"],
+            dimensions=fields["d"],
+            tags=tuple(fields["t"]),
+            request_id=fields["r"],
+        )
+
+    async def remove(self, tenant: str, entry_ids: Sequence[str]) -> int:
+        try:
+            return int(await self._redis.unlink(*(_entry_key(tenant, entry_id) for entry_id in entry_ids)))
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable from error
+
+    async def tagged(self, tenant: str, namespace: str, tag: str) -> list[str]:
+        try:
+            members = await self._redis.zrange(_tag_key(tenant, namespace, tag), 0, -1)
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable from error
+        return [member.decode() for member in members if isinstance(member, bytes)]
+
+    async def forget_tag(self, tenant: str, namespace: str, tag: str, entry_ids: Sequence[str]) -> None:
+        if not entry_ids:
+            return
+        try:
+            await self._redis.zrem(_tag_key(tenant, namespace, tag), *entry_ids)
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable from error
+
+    async def answered(self, tenant: str, request_id: str) -> str | None:
+        await self.flush_notes()
+        try:
+            entry_id = await self._redis.get(_request_key(tenant, request_id))
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable from error
+        return entry_id.decode() if isinstance(entry_id, bytes) else None
+
+    def note_answer(self, tenant: str, request_id: str, entry_id: str) -> None:
+        if len(self._notes) < _MAX_NOTES:
+            self._notes[_request_key(tenant, request_id)] = entry_id
+
+    async def bump(self, tenant: str, namespace: str) -> int:
+        try:
+            return int(await self._redis.incr(f"{{{tenant}}}:v:{namespace}"))
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable from error
+
+    async def version(self, tenant: str, namespace: str) -> int:
+        version, _ = await self.fetch(tenant, namespace, ())
+        return version
+
+    async def flush_notes(self) -> None:
+        """Writes the request ids that wait. What cannot be written now waits on."""
+        if not self._notes:
+            return
+        notes, self._notes = self._notes, {}
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key, entry_id in notes.items():
+                    pipe.set(key, entry_id, ex=self._note_ttl)
+                await pipe.execute()
+        except (TimeoutError, RedisError, OSError):
+            self._notes = {**notes, **self._notes}
+
+    async def write_notes_forever(self) -> None:
+        """Writes request ids in batches, so that a hit does not wait for it."""
+        while True:
+            await asyncio.sleep(self._note_interval)
+            await self.flush_notes()
+
+
+@asynccontextmanager
+async def open_redis(
+    url: str, *, timeout: float, connections: int, note_interval: float, note_ttl: int
+) -> AsyncIterator[RedisBodies]:
+    """Bodies over a pool of connections that are made when first needed and again after a fault."""
+    redis: Redis = Redis.from_url(
+        url,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        max_connections=connections,
+        # One more try with a fresh connection: a kept one may have died unseen.
+        retry=Retry(NoBackoff(), 1),
+    )
+    address = url.rsplit("@", 1)[-1].removeprefix("redis://").removeprefix("rediss://")
+    bodies = RedisBodies(redis, address, note_interval=note_interval, note_ttl=note_ttl)
+    writer = asyncio.create_task(bodies.write_notes_forever())
+    try:
+        yield bodies
+    finally:
+        writer.cancel()
+        await asyncio.wait([writer])
+        await bodies.flush_notes()
+        await redis.aclose()
+
+
+def _entry_key(tenant: str, entry_id: str) -> str:
+    return f"{{{tenant}}}:e:{entry_id}"
+
+
+def _tag_key(tenant: str, namespace: str, tag: str) -> str:
+    return f"{{{tenant}}}:t:{namespace}:{tag}"
+
+
+def _request_key(tenant: str, request_id: str) -> str:
+    return f"{{{tenant}}}:r:{request_id}"
+
+
+def _pack(body: Body, header: Header) -> bytes:
+    fields = {
+        "q": header.question,
+        "n": header.namespace,
+        "m": header.vector_model,
+        "d": header.dimensions,
+        "t": header.tags,
+        "r": header.request_id,
+    }
+    head = json.dumps(fields, separators=(",", ":")).encode()
+    return _PREFIX.pack(_FORMAT, body.created_at, body.expires_at or 0.0, len(head)) + head + body.payload
+
+
+def _unpack(value: bytes | str | None) -> Body | None:
+    """The entry; None where there is none, or bytes of another format, which count as absent."""
+    if not isinstance(value, bytes) or len(value) < _PREFIX.size or value[0] != _FORMAT:
+        return None
+    _, created, expires, length = _PREFIX.unpack_from(value)
+    start = _PREFIX.size + length
+    return Body(value[start:], created, expires or None, value[_PREFIX.size : start])

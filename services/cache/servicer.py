@@ -1,0 +1,116 @@
+"""gRPC door of the cache."""
+
+import grpc.aio
+
+from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
+from services.cache import convert
+from services.cache.domain.lookup import CacheRules, Found, SemanticCache, StoreUnavailable
+from services.common import telemetry
+from services.common.errors import NotReady
+
+_OUTCOMES = {
+    cache_pb2.OUTCOME_MISS: "miss",
+    cache_pb2.OUTCOME_EXACT_HIT: "exact_hit",
+    cache_pb2.OUTCOME_SEMANTIC_HIT: "semantic_hit",
+}
+
+
+class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
+    """Turns calls into the domain's. Feedback, Measure and the leases are not implemented yet."""
+
+    def __init__(self, cache: SemanticCache, rules: dict[str, CacheRules], dimensions: dict[str, int]) -> None:
+        """`rules` by namespace; `dimensions` by embedding model."""
+        self._cache = cache
+        self._rules = rules
+        self._dimensions = dimensions
+
+    async def Lookup(
+        self,
+        request: cache_pb2.LookupRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.LookupRequest, cache_pb2.LookupResponse],
+    ) -> cache_pb2.LookupResponse:
+        """Looks up an answer."""
+        caller = convert.caller(request.caller)
+        rules = convert.rules_for(caller, self._rules)
+        question = convert.question_from(request, caller, self._dimensions)
+        try:
+            found = await self._cache.lookup(question, rules, convert.controls_from(request))
+        except StoreUnavailable:
+            raise _store_down() from None
+        response = convert.lookup_response(found)
+        _describe(found, _OUTCOMES[response.outcome])
+        return response
+
+    async def Store(
+        self,
+        request: cache_pb2.StoreRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.StoreRequest, cache_pb2.StoreResponse],
+    ) -> cache_pb2.StoreResponse:
+        """Stores an answer."""
+        caller = convert.caller(request.caller)
+        rules = convert.rules_for(caller, self._rules)
+        question = convert.question_from(request, caller, self._dimensions)
+        try:
+            stored = await self._cache.store(question, convert.fresh_from(request), rules)
+        except StoreUnavailable:
+            raise _store_down() from None
+        span = telemetry.span()
+        span.set_attribute(telemetry.CACHE_STORED, not stored.reason)
+        if stored.reason:
+            span.set_attribute(telemetry.CACHE_REASON, stored.reason)
+        return convert.store_response(stored)
+
+    async def Invalidate(
+        self,
+        request: cache_pb2.InvalidateRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.InvalidateRequest, cache_pb2.InvalidateResponse],
+    ) -> cache_pb2.InvalidateResponse:
+        """Removes answers."""
+        caller = convert.caller(request.caller)
+        convert.rules_for(caller, self._rules)
+        kind, value = convert.selector_from(request)
+        tenant, namespace = caller.tenant, caller.namespace
+        try:
+            match kind:
+                case "whole_namespace":
+                    removed = await self._cache.invalidate_namespace(tenant, namespace)
+                case "tag":
+                    removed = await self._cache.invalidate_tag(tenant, namespace, value)
+                case "entry_id":
+                    removed = await self._cache.invalidate_entry(tenant, namespace, value)
+                case _:
+                    removed = await self._cache.invalidate_request(tenant, namespace, value)
+        except StoreUnavailable:
+            raise _store_down() from None
+        return convert.invalidate_response(removed)
+
+    async def Explain(
+        self,
+        request: cache_pb2.ExplainRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.ExplainRequest, cache_pb2.ExplainResponse],
+    ) -> cache_pb2.ExplainResponse:
+        """Tells how a lookup would end."""
+        caller = convert.caller(request.caller)
+        rules = convert.rules_for(caller, self._rules)
+        question = convert.question_from(request, caller, self._dimensions)
+        try:
+            found = await self._cache.explain(question, rules)
+        except StoreUnavailable:
+            raise _store_down() from None
+        return convert.explain_response(found)
+
+
+def _store_down() -> NotReady:
+    return NotReady("the cache's store cannot be reached", retry_after_s=1.0)
+
+
+def _describe(found: Found, outcome: str) -> None:
+    span = telemetry.span()
+    span.set_attribute(telemetry.CACHE_OUTCOME, outcome)
+    if found.verdict is not None:
+        span.set_attribute(telemetry.CACHE_REASON, found.verdict.reason)
+        span.set_attribute(telemetry.CACHE_CANDIDATES, len(found.verdict.judged))
+        if found.verdict.judged:
+            span.set_attribute(telemetry.CACHE_SIMILARITY, found.verdict.judged[0].similarity)
+    elif found.semantic_unavailable:
+        span.set_attribute(telemetry.CACHE_REASON, "semantic_unavailable")

@@ -1,0 +1,1 @@
+"""The embedder: text to unit vectors, and pairs of texts to probabilities."""

@@ -1,0 +1,1 @@
+"""Adapters of the embedder: one module per model runtime."""

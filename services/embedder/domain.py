@@ -1,0 +1,254 @@
+"""Embedding as a decision: which model, which texts run together, what it costs."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+
+WINDOW_BATCHES = 4
+"""How many batches' worth of waiting texts are looked at when texts of like length are put together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known of a model. `dimensions` is 0 for a verifier; `max_tokens` is the longest input."""
+
+    model_id: str
+    dimensions: int
+    max_tokens: int
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Vectors of a batch: (n, dimensions) float32 rows of unit length, the tokens of each text, CPU seconds spent."""
+
+    vectors: Vectors
+    tokens: tuple[int, ...]
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """P(one answer serves both) of each pair, 0 to 1, and the CPU seconds spent."""
+
+    probabilities: tuple[float, ...]
+    cpu_seconds: float
+
+
+class TextModel(Protocol):
+    """A loaded encoder. Called from one thread at a time."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it is."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Embeds at least one text; text past the window is cut."""
+        ...
+
+
+class PairModel(Protocol):
+    """A loaded verifier. Called from one thread at a time."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it is."""
+        ...
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> Scored:
+        """Scores at least one pair."""
+        ...
+
+
+class QueueFull(Exception):
+    """More texts wait than the service is willing to hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vectors of one call, (n, dimensions) float32; its tokens, its share of CPU seconds, its largest batch."""
+
+    vectors: Vectors
+    tokens: int
+    cpu_seconds: float
+    largest_batch: int
+
+
+@dataclass(slots=True)
+class _Row:
+    vector: Vectors
+    tokens: int
+    cpu_seconds: float
+    batch: int
+
+
+@dataclass(slots=True)
+class _Waiting:
+    text: str
+    done: asyncio.Future[_Row]
+
+
+class Batcher:
+    """Runs the texts of concurrent calls together, in one worker thread.
+
+    A free worker starts at once (after `max_wait` seconds where that is above 0); what arrives while it works makes the next
+    batch. A batch always holds the text that waited longest, with those of the most similar length, so nothing starves and
+    little is padded.
+    """
+
+    def __init__(self, model: TextModel, worker: Executor, *, max_batch: int, max_wait: float, max_queue: int) -> None:
+        """`max_batch` texts of at least 1 a batch; at most `max_queue` texts may wait."""
+        self._model = model
+        self._worker = worker
+        self._max_batch = max_batch
+        self._max_wait = max_wait
+        self._max_queue = max_queue
+        self._waiting: deque[_Waiting] = deque()
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model behind it."""
+        return self._model.info
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """Embeds 1 or more texts. Raises QueueFull when too many wait already."""
+        if self._waiting and len(self._waiting) + len(texts) > self._max_queue:
+            raise QueueFull
+        loop = asyncio.get_running_loop()
+        mine = [_Waiting(text, loop.create_future()) for text in texts]
+        self._waiting.extend(mine)
+        if self._running is None:
+            self._running = loop.create_task(self._run())
+        try:
+            rows = await asyncio.gather(*(item.done for item in mine))
+        except asyncio.CancelledError:
+            for item in mine:
+                item.done.cancel()  # a text that nobody waits for is not computed
+            raise
+        return Embedded(
+            vectors=np.stack([row.vector for row in rows]),
+            tokens=sum(row.tokens for row in rows),
+            cpu_seconds=sum(row.cpu_seconds for row in rows),
+            largest_batch=max(row.batch for row in rows),
+        )
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting:
+                if self._max_wait > 0 and len(self._waiting) < self._max_batch:
+                    await asyncio.sleep(self._max_wait)
+                batch = self._next_batch()
+                if not batch:
+                    continue
+                try:
+                    encoded = await loop.run_in_executor(
+                        self._worker, self._model.encode, [item.text for item in batch]
+                    )
+                except Exception as error:
+                    for item in batch:
+                        if not item.done.done():
+                            item.done.set_exception(error)
+                    continue
+                share = encoded.cpu_seconds / max(1, sum(encoded.tokens))
+                for item, row, tokens in zip(batch, encoded.vectors, encoded.tokens, strict=True):
+                    if not item.done.done():
+                        item.done.set_result(_Row(row, tokens, share * tokens, len(batch)))
+        finally:
+            self._running = None
+
+    def _next_batch(self) -> list[_Waiting]:
+        window: list[_Waiting] = []
+        while self._waiting and len(window) < self._max_batch * WINDOW_BATCHES:
+            item = self._waiting.popleft()
+            if not item.done.done():
+                window.append(item)
+        if len(window) <= self._max_batch:
+            return window
+        order = sorted(range(len(window)), key=lambda index: len(window[index].text))
+        oldest = order.index(0)
+        start = min(max(0, oldest - self._max_batch // 2), len(order) - self._max_batch)
+        chosen = set(order[start : start + self._max_batch])
+        self._waiting.extendleft(reversed([item for index, item in enumerate(window) if index not in chosen]))
+        return [window[index] for index in sorted(chosen)]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What computing costs. `nanousd_per_hour` of one CPU; 0 means that no price is set."""
+
+    nanousd_per_hour: int
+
+    def of(self, cpu_seconds: float) -> int:
+        """Cost in nano-USD, rounded up so that work never looks free."""
+        return -(-int(cpu_seconds * 1_000_000_000) * self.nanousd_per_hour // 3_600_000_000_000)
+
+
+class Embedder:
+    """The models of this service: those expected, those loaded."""
+
+    def __init__(self, expected: Sequence[str], worker: Executor, *, verifier_expected: bool = False) -> None:
+        """`expected` model ids in order, the default first; `worker` is the one thread that computes."""
+        self._expected = tuple(expected)
+        self._verifier_expected = verifier_expected
+        self._worker = worker
+        self._models: dict[str, Batcher] = {}
+        self._failures: dict[str, str] = {}
+        self._verifier: PairModel | None = None
+
+    def loaded(self, batcher: Batcher) -> None:
+        """Takes in a model that is warm."""
+        self._models[batcher.info.model_id] = batcher
+
+    def verifier_loaded(self, verifier: PairModel) -> None:
+        """Takes in the verifier."""
+        self._verifier = verifier
+
+    def failed(self, name: str, why: str) -> None:
+        """Notes that a model cannot be had."""
+        self._failures[name] = why
+
+    async def missing(self) -> str | None:
+        """What is not there yet, as a sentence; None when everything is."""
+        for name, why in self._failures.items():
+            return f"{name} could not be loaded: {why}"
+        for model_id in self._expected:
+            if model_id not in self._models:
+                return f"loading {model_id}"
+        if self._verifier_expected and self._verifier is None:
+            return "loading the verifier"
+        return None
+
+    def model(self, asked: str) -> Batcher | None:
+        """The model of that id, the default one when `asked` is empty; None when it is not loaded."""
+        return self._models.get(asked or self._expected[0])
+
+    def expects(self, asked: str) -> bool:
+        """Whether that model is configured, loaded or not."""
+        return not asked or asked in self._expected
+
+    @property
+    def infos(self) -> list[ModelInfo]:
+        """The loaded encoders, in the configured order."""
+        return [self._models[model_id].info for model_id in self._expected if model_id in self._models]
+
+    @property
+    def verifier(self) -> ModelInfo | None:
+        """The loaded verifier."""
+        return self._verifier.info if self._verifier else None
+
+    async def score(self, pairs: Sequence[tuple[str, str]], asked: str) -> Scored | None:
+        """Scores 1 or more pairs; None without a verifier of that id ("" for any)."""
+        if self._verifier is None or asked not in ("", self._verifier.info.model_id):
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._worker, self._verifier.score, pairs)

@@ -1,0 +1,510 @@
+"""The cache behind a real channel, over stores in memory."""
+
+import json
+from collections.abc import Sequence
+
+import grpc
+import numpy as np
+import pytest
+
+from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
+from llmmesh.common.v1 import caller_pb2, chat_pb2, vector_pb2
+from services.cache.app import SERVICE
+from services.cache.convert import rules_of
+from services.cache.domain.lookup import (
+    Body,
+    Header,
+    Neighbour,
+    SemanticCache,
+    StoreUnavailable,
+    Vector,
+    VectorsUnavailable,
+)
+from services.cache.servicer import CacheServicer
+from services.common.policy import Policy
+from services.common.runtime import Service
+from services.common.testing import serve
+
+MODEL = "all-MiniLM-L6-v2"
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    time = 1_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+
+class MemoryBodies:
+    """Bodies in dictionaries; counts its round trips."""
+
+    def __init__(self) -> None:
+        self.entries: dict[tuple[str, str], Body] = {}
+        self.headers: dict[bytes, Header] = {}
+        self.tags: dict[tuple[str, str, str], list[str]] = {}
+        self.requests: dict[tuple[str, str], str] = {}
+        self.versions: dict[tuple[str, str], int] = {}
+        self.down = False
+        self.trips = 0
+
+    def _trip(self) -> None:
+        self.trips += 1
+        if self.down:
+            raise StoreUnavailable
+
+    async def fetch(self, tenant: str, namespace: str, entry_ids: Sequence[str]):
+        self._trip()
+        return self.versions.get((tenant, namespace), 0), [self.entries.get((tenant, i)) for i in entry_ids]
+
+    async def put(self, tenant: str, entry_id: str, body: Body, header: Header) -> None:
+        self._trip()
+        key = json.dumps([tenant, entry_id]).encode()
+        self.headers[key] = header
+        self.entries[(tenant, entry_id)] = Body(body.payload, body.created_at, body.expires_at, key)
+        for tag in header.tags:
+            self.tags.setdefault((tenant, header.namespace, tag), []).append(entry_id)
+        self.requests[(tenant, header.request_id)] = entry_id
+
+    def header(self, body: Body) -> Header:
+        return self.headers[body.header_bytes]
+
+    async def remove(self, tenant: str, entry_ids: Sequence[str]) -> int:
+        self._trip()
+        return sum(self.entries.pop((tenant, i), None) is not None for i in entry_ids)
+
+    async def tagged(self, tenant: str, namespace: str, tag: str) -> list[str]:
+        self._trip()
+        return self.tags.get((tenant, namespace, tag), [])
+
+    async def forget_tag(self, tenant: str, namespace: str, tag: str, entry_ids: Sequence[str]) -> None:
+        self.tags.pop((tenant, namespace, tag), None)
+
+    async def answered(self, tenant: str, request_id: str) -> str | None:
+        self._trip()
+        return self.requests.get((tenant, request_id))
+
+    def note_answer(self, tenant: str, request_id: str, entry_id: str) -> None:
+        self.requests[(tenant, request_id)] = entry_id
+
+    async def bump(self, tenant: str, namespace: str) -> int:
+        self._trip()
+        self.versions[(tenant, namespace)] = self.versions.get((tenant, namespace), 0) + 1
+        return self.versions[(tenant, namespace)]
+
+    async def version(self, tenant: str, namespace: str) -> int:
+        self._trip()
+        return self.versions.get((tenant, namespace), 0)
+
+
+class MemoryVectors:
+    """Vectors in a list."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, tuple[Vector, str, bytes, float]] = {}
+        self.down = False
+
+    def _trip(self) -> None:
+        if self.down:
+            raise VectorsUnavailable
+
+    async def search(self, vector, tenant, scopes, *, now, floor, limit):
+        self._trip()
+        found = [
+            Neighbour(entry_id, float(stored.values @ vector.values))
+            for entry_id, (stored, owner, scope, expires) in self.points.items()
+            if owner == tenant and scope in scopes and expires > now and stored.model_id == vector.model_id
+        ]
+        return sorted((n for n in found if n.similarity >= floor), key=lambda n: -n.similarity)[:limit]
+
+    async def put(self, entry_id, vector, tenant, scope, expires_at):
+        self._trip()
+        self.points[entry_id] = (vector, tenant, scope, float("inf") if expires_at is None else expires_at)
+
+    async def remove(self, model_id, dimensions, entry_ids):
+        self._trip()
+        for entry_id in entry_ids:
+            self.points.pop(entry_id, None)
+
+
+POLICY = """
+baseline: big
+tiers: {medium: {candidates: [big]}}
+namespaces:
+  default: {cache: {thresholds: {all-MiniLM-L6-v2: 0.8}}}
+  private: {cache: {ttl_class: user, thresholds: {all-MiniLM-L6-v2: 0.8}}}
+  exact-only: {cache: {semantic: false}}
+  no-model: {}
+  "off": {cache: {exact: false, semantic: false}}
+  strict: {cache: {max_temperature: 0}}
+  tools: {cache: {store_tool_calls: true}}
+"""
+
+
+class Cache:
+    """The cache under test, its stores, and short ways to call it."""
+
+    def __init__(
+        self, stub: cache_pb2_grpc.CacheServiceStub, bodies: MemoryBodies, vectors: MemoryVectors, clock: Clock
+    ):
+        self.stub, self.bodies, self.vectors, self.clock = stub, bodies, vectors, clock
+
+    async def lookup(self, text: str = "How do I reset my password?", **more):
+        return await self.stub.Lookup(cache_pb2.LookupRequest(**request(text, **more)))
+
+    async def store(self, text: str = "How do I reset my password?", answer: chat_pb2.Answer | None = None, **more):
+        answer = answer if answer is not None else say("Click reset.")
+        return await self.stub.Store(
+            cache_pb2.StoreRequest(**request(text, **more), answer=answer, model="big", tier="medium")
+        )
+
+    async def outcome(self, *args, **more) -> str:
+        return cache_pb2.Outcome.Name((await self.lookup(*args, **more)).outcome).removeprefix("OUTCOME_")
+
+
+def request(
+    text: str, *, chat=None, at: float | None = None, tenant="acme", namespace="", user="", request_id="", **more
+):
+    if chat is None:
+        chat = chat_pb2.Chat(messages=[message("You help.", chat_pb2.ROLE_SYSTEM), message(text)])
+    fields = {
+        "caller": caller_pb2.Caller(tenant=tenant, namespace=namespace, user=user, request_id=request_id),
+        "chat": chat,
+        "requested_model": "auto",
+    }
+    if at is not None:
+        fields["vector"] = vector(at)
+    return {**fields, **more}
+
+
+def message(text: str, role: int = chat_pb2.ROLE_USER) -> chat_pb2.Message:
+    return chat_pb2.Message(role=role, parts=[chat_pb2.ContentPart(text=text)])
+
+
+def vector(angle: float, dimensions: int = 384) -> vector_pb2.Vector:
+    values = np.zeros(dimensions, dtype="<f4")
+    values[0], values[1] = np.cos(angle), np.sin(angle)
+    return vector_pb2.Vector(values=values.tobytes(), model_id=MODEL, dimensions=dimensions)
+
+
+def say(text: str, reason: int = chat_pb2.FINISH_REASON_STOP, calls: int = 0) -> chat_pb2.Answer:
+    answer = chat_pb2.Message(role=chat_pb2.ROLE_ASSISTANT)
+    if text:
+        answer.parts.add(text=text)
+    for index in range(calls):
+        answer.tool_calls.add(id=f"c{index}", name="pay", arguments_json="{}")
+    return chat_pb2.Answer(message=answer, finish_reason=reason)
+
+
+@pytest.fixture
+async def cache(tmp_path):
+    from services.common.prices import PriceBook
+
+    prices, policy = tmp_path / "prices.yaml", tmp_path / "policy.yaml"
+    prices.write_text("models: {big: {source: test, prices: [{valid_from: 2024-01-01, input: 1, output: 1}]}}")
+    policy.write_text(POLICY)
+    bodies, vectors, clock = MemoryBodies(), MemoryVectors(), Clock()
+    domain = SemanticCache(bodies, vectors, clock)
+    servicer = CacheServicer(domain, rules_of(Policy.load(policy, PriceBook.load(prices))), {MODEL: 384})
+    async with serve([Service(SERVICE, servicer, cache_pb2_grpc.add_CacheServiceServicer_to_server)]) as channel:
+        cache = Cache(cache_pb2_grpc.CacheServiceStub(channel), bodies, vectors, clock)
+        cache.domain = domain
+        yield cache
+
+
+async def test_the_same_request_is_an_exact_hit_in_one_round_trip(cache):
+    stored = await cache.store()
+    before = cache.bodies.trips
+    found = await cache.lookup()
+    assert cache.bodies.trips == before + 1
+    assert found.outcome == cache_pb2.OUTCOME_EXACT_HIT
+    assert found.entry.entry_id == stored.entry_id == found.exact_key.hex()
+    assert found.entry.answer == say("Click reset.")
+    assert (found.entry.model, found.entry.tier) == ("big", "medium")
+    assert len(found.scope_key) == 32
+    assert not found.HasField("verdict")
+
+
+async def test_a_paraphrase_is_a_semantic_hit_that_says_why(cache):
+    stored = await cache.store(at=0.0)
+    found = await cache.lookup("how can i reset my password please", at=0.1)
+    assert found.outcome == cache_pb2.OUTCOME_SEMANTIC_HIT
+    assert found.entry.entry_id == stored.entry_id
+    assert found.verdict.reason == "served"
+    assert [c.reason for c in found.verdict.candidates] == ["served"]
+    assert found.verdict.candidates[0].similarity == pytest.approx(np.cos(0.1), abs=1e-6)
+    assert found.verdict.candidates[0].question == ""
+    assert found.input_token_delta == 0
+
+
+async def test_an_equal_vector_does_not_help_another_question(cache):
+    await cache.store("How do I cancel my order?", at=0.0)
+    found = await cache.lookup("Can I cancel after 48 hours?", at=0.0)
+    assert found.outcome == cache_pb2.OUTCOME_MISS
+    assert found.verdict.reason == "veto_numbers"
+
+
+async def test_below_the_threshold_is_a_miss_and_below_the_floor_no_candidate(cache):
+    await cache.store(at=0.0)
+    near = await cache.lookup("how can i reset my password", at=np.arccos(0.7))
+    far = await cache.lookup("how can i reset my password", at=np.arccos(0.3))
+    assert (near.outcome, near.verdict.reason) == (cache_pb2.OUTCOME_MISS, "below_threshold")
+    assert (far.outcome, far.verdict.reason) == (cache_pb2.OUTCOME_MISS, "no_candidate")
+
+
+async def test_the_best_candidate_that_nothing_speaks_against_is_served(cache):
+    await cache.store("How do I change my password?", at=0.0)
+    right = await cache.store(at=0.3)
+    found = await cache.lookup("how can I reset my password", at=0.0)
+    assert found.entry.entry_id == right.entry_id
+    assert [c.reason for c in found.verdict.candidates] == ["served", "veto_substitution"]
+
+
+async def test_other_tenant_system_history_tools_format_model_or_namespace_miss(cache):
+    await cache.store(at=0.0)
+    text = "How do I reset my password?"
+    question, system = message(text), message("You help.", chat_pb2.ROLE_SYSTEM)
+    schema = chat_pb2.ResponseFormat(kind=chat_pb2.ResponseFormat.KIND_JSON_OBJECT)
+    turns = [message("hi"), message("Hello!", chat_pb2.ROLE_ASSISTANT)]
+    others = {
+        "tenant": {"tenant": "other"},
+        "namespace": {"namespace": "no-model"},
+        "model": {"requested_model": "big"},
+        "system": {"chat": chat_pb2.Chat(messages=[message("You sell.", chat_pb2.ROLE_SYSTEM), question])},
+        "history": {"chat": chat_pb2.Chat(messages=[system, *turns, question])},
+        "tools": {"chat": chat_pb2.Chat(messages=[system, question], tools=[chat_pb2.Tool(name="pay")])},
+        "format": {"chat": chat_pb2.Chat(messages=[system, question], response_format=schema)},
+        "sampling": {
+            "chat": chat_pb2.Chat(messages=[system, question], sampling=chat_pb2.Sampling(max_output_tokens=5))
+        },
+    }
+    for name, change in others.items():
+        assert await cache.outcome(text, **{"at": 0.0, **change}) == "MISS", name
+    assert await cache.outcome(text, at=0.0) == "EXACT_HIT"
+
+
+async def test_a_caller_can_only_tighten(cache):
+    await cache.store(at=0.0)
+    loose = cache_pb2.Controls(min_similarity=0.1)
+    tight = cache_pb2.Controls(min_similarity=0.99)
+    paraphrase = "how can i reset my password"
+    assert await cache.outcome(paraphrase, at=np.arccos(0.7), controls=loose) == "MISS"
+    assert await cache.outcome(paraphrase, at=np.arccos(0.95)) == "SEMANTIC_HIT"
+    assert await cache.outcome(paraphrase, at=np.arccos(0.95), controls=tight) == "MISS"
+    assert await cache.outcome(paraphrase, at=0.0, controls=cache_pb2.Controls(exact_only=True)) == "MISS"
+
+
+async def test_max_age_refuses_older_answers_of_both_kinds(cache):
+    await cache.store(at=0.0)
+    cache.clock.time += 100
+    controls = cache_pb2.Controls()
+    controls.max_age.FromSeconds(99)
+    assert await cache.outcome(at=0.0, controls=controls) == "MISS"
+    assert (await cache.lookup("how can i reset my password", at=0.0, controls=controls)).verdict.reason == "too_old"
+    controls.max_age.FromSeconds(101)
+    assert await cache.outcome(at=0.0, controls=controls) == "EXACT_HIT"
+
+
+async def test_skip_exact_goes_straight_to_the_semantic_lookup(cache):
+    await cache.store(at=0.0)
+    assert await cache.outcome(at=0.0, skip_exact=True) == "SEMANTIC_HIT"
+
+
+async def test_lifetime_is_fixed_when_written(cache):
+    await cache.store(at=0.0, ttl_class=cache_pb2.TTL_CLASS_REALTIME)
+    cache.clock.time += 44
+    assert await cache.outcome() == "EXACT_HIT"
+    cache.clock.time += 2
+    assert await cache.outcome(at=0.0) == "MISS"
+
+
+async def test_a_pinned_answer_never_expires_and_goes_first(cache):
+    pinned = await cache.store("How can I reset my password?", at=0.3, pinned=True)
+    await cache.store(at=0.0)
+    cache.clock.time += 1e9
+    await cache.store("how to reset my password", at=0.0)
+    found = await cache.lookup("how do I reset my password please", at=0.0)
+    assert found.entry.entry_id == pinned.entry_id
+    assert found.entry.pinned
+    assert not found.entry.HasField("expires_at")
+
+
+@pytest.mark.parametrize(
+    ("answer", "namespace", "reason"),
+    [
+        (say("cut", chat_pb2.FINISH_REASON_LENGTH), "", "truncated"),
+        (say("", chat_pb2.FINISH_REASON_CONTENT_FILTER), "", "filtered"),
+        (say("", chat_pb2.FINISH_REASON_TOOL_CALLS, calls=1), "", "tool_calls"),
+        (say(""), "", "empty"),
+        (say(" \n"), "", "empty"),
+        (say("fine"), "off", "policy"),
+        (say("fine"), "private", "policy"),
+        (say("fine"), "", ""),
+        (say("", chat_pb2.FINISH_REASON_TOOL_CALLS, calls=1), "tools", ""),
+    ],
+)
+async def test_answers_that_are_not_stored(cache, answer, namespace, reason):
+    stored = await cache.store(answer=answer, namespace=namespace)
+    assert (stored.stored, stored.reason) == (not reason, reason)
+    assert bool(cache.bodies.entries) == stored.stored
+
+
+async def test_too_hot_requests_are_neither_stored_nor_served(cache):
+    chat = chat_pb2.Chat(messages=[message("q")], sampling=chat_pb2.Sampling(temperature=0.5))
+    assert (await cache.store(chat=chat, namespace="strict")).reason == "temperature"
+    assert (await cache.store(chat=chat)).stored
+    assert await cache.outcome(chat=chat) == "EXACT_HIT"
+    assert await cache.outcome(chat=chat, namespace="strict") == "MISS"
+
+
+async def test_a_users_own_answer_is_for_that_user_alone(cache):
+    await cache.store(at=0.0, user="ana", ttl_class=cache_pb2.TTL_CLASS_USER)
+    assert await cache.outcome(at=0.0, user="ana") == "EXACT_HIT"
+    assert await cache.outcome("how can i reset my password", at=0.0, user="ana") == "SEMANTIC_HIT"
+    for user in ("bob", ""):
+        assert await cache.outcome(at=0.0, user=user) == "MISS"
+        assert await cache.outcome("how can i reset my password", at=0.0, user=user) == "MISS"
+
+
+async def test_in_a_namespace_of_user_answers_all_keys_are_the_users(cache):
+    await cache.store(at=0.0, user="ana", namespace="private")
+    ana, bob = [await cache.lookup(at=0.0, user=user, namespace="private") for user in ("ana", "bob")]
+    assert (ana.outcome, bob.outcome) == (cache_pb2.OUTCOME_EXACT_HIT, cache_pb2.OUTCOME_MISS)
+    assert ana.exact_key != bob.exact_key
+    assert ana.scope_key != bob.scope_key
+    assert await cache.outcome(at=0.0, namespace="private") == "MISS"
+
+
+async def test_a_vector_without_its_body_is_a_miss_and_is_deleted(cache):
+    stored = await cache.store(at=0.0)
+    cache.bodies.entries.clear()
+    found = await cache.lookup("how can i reset my password", at=0.0)
+    assert (found.outcome, found.verdict.reason) == (cache_pb2.OUTCOME_MISS, "gone")
+    await cache.domain.close()
+    assert stored.entry_id not in cache.vectors.points
+
+
+async def test_a_model_without_a_threshold_never_serves(cache):
+    await cache.store(at=0.0, namespace="no-model")
+    found = await cache.lookup("how can i reset my password", at=0.0, namespace="no-model")
+    assert (found.outcome, found.verdict.reason) == (cache_pb2.OUTCOME_MISS, "no_threshold")
+
+
+async def test_vectors_down_leaves_the_exact_cache(cache):
+    cache.vectors.down = True
+    stored = await cache.store(at=0.0)
+    assert (stored.stored, stored.semantic_unavailable) == (True, True)
+    assert await cache.outcome(at=0.0) == "EXACT_HIT"
+    found = await cache.lookup("how can i reset my password", at=0.0)
+    assert (found.outcome, found.semantic_unavailable) == (cache_pb2.OUTCOME_MISS, True)
+
+
+async def test_bodies_down_is_unavailable(cache):
+    cache.bodies.down = True
+    for call in (cache.lookup(), cache.store()):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_new_namespace_version_makes_everything_unreachable(cache):
+    await cache.store(at=0.0)
+    caller = caller_pb2.Caller(tenant="acme")
+    bumped = await cache.stub.Invalidate(cache_pb2.InvalidateRequest(caller=caller, whole_namespace=True))
+    assert (bumped.removed, bumped.namespace_version) == (-1, 1)
+    assert await cache.outcome(at=0.0) == "MISS"
+    await cache.store(at=0.0)
+    assert await cache.outcome(at=0.0) == "EXACT_HIT"
+
+
+async def test_a_version_raised_elsewhere_is_seen_by_the_next_lookup(cache):
+    await cache.store(at=0.0)
+    cache.bodies.versions[("acme", "default")] = 5
+    assert await cache.outcome(at=0.0) == "MISS"
+    await cache.store(at=0.0)
+    assert await cache.outcome(at=0.0) == "EXACT_HIT"
+
+
+@pytest.mark.parametrize("kind", ["tag", "entry_id", "request_id"])
+async def test_entries_are_removed_by_tag_id_and_request(cache, kind):
+    stored = await cache.store(at=0.0, tags=["prices"], request_id="r1")
+    kept = await cache.store("Where is my order?", at=1.0, request_id="r2")
+    value = {"tag": "prices", "entry_id": stored.entry_id, "request_id": "r1"}[kind]
+    foreign = caller_pb2.Caller(tenant="other")
+    nothing = await cache.stub.Invalidate(cache_pb2.InvalidateRequest(caller=foreign, **{kind: value}))
+    assert nothing.removed == 0
+    caller = caller_pb2.Caller(tenant="acme")
+    removed = await cache.stub.Invalidate(cache_pb2.InvalidateRequest(caller=caller, **{kind: value}))
+    assert removed.removed == 1
+    assert await cache.outcome(at=0.0) == "MISS"
+    await cache.domain.close()
+    assert list(cache.vectors.points) == [kept.entry_id]
+
+
+async def test_the_request_that_was_answered_finds_the_entry(cache):
+    await cache.store(at=0.0, request_id="writer")
+    await cache.lookup("how can i reset my password", at=0.0, request_id="reader")
+    caller = caller_pb2.Caller(tenant="acme")
+    removed = await cache.stub.Invalidate(cache_pb2.InvalidateRequest(caller=caller, request_id="reader"))
+    assert removed.removed == 1
+
+
+async def test_explain_tells_questions_and_details_and_leaves_no_trace(cache):
+    await cache.store("How do I cancel my order?", at=0.0)
+    requests = dict(cache.bodies.requests)
+    explained = await cache.stub.Explain(
+        cache_pb2.ExplainRequest(**request("Can I cancel after 48 hours?", at=0.0, request_id="x"))
+    )
+    assert explained.outcome == cache_pb2.OUTCOME_MISS
+    (candidate,) = explained.verdict.candidates
+    assert (candidate.reason, candidate.question) == ("veto_numbers", "How do I cancel my order?")
+    assert "172800 seconds" in candidate.detail
+    assert cache.bodies.requests == requests
+
+
+def nan_vector() -> vector_pb2.Vector:
+    return vector_pb2.Vector(values=np.full(384, np.nan, "<f4").tobytes(), model_id=MODEL, dimensions=384)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"vector": nan_vector()}, "vector.values"),
+        ({"vector": vector(0.0, 128)}, "vector.dimensions"),
+        ({"namespace": "nowhere"}, "caller.namespace"),
+        ({"tenant": ""}, "caller.tenant"),
+        ({"chat": chat_pb2.Chat()}, "chat.messages"),
+        ({"controls": cache_pb2.Controls(min_similarity=1.5)}, "controls.min_similarity"),
+        ({"requested_model": "m" * 300}, "requested_model"),
+    ],
+)
+async def test_bad_lookups_name_the_field(cache, change, field):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await cache.lookup(**change)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in (caught.value.details() or "")
+
+
+@pytest.mark.parametrize(
+    ("selector", "field"),
+    [
+        ({}, "selector"),
+        ({"tag": ""}, "tag"),
+        ({"entry_id": "xyz"}, "entry_id"),
+        ({"whole_namespace": False}, "whole_namespace"),
+    ],
+)
+async def test_bad_selectors_name_the_field(cache, selector, field):
+    call = cache_pb2.InvalidateRequest(caller=caller_pb2.Caller(tenant="acme"), **selector)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await cache.stub.Invalidate(call)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in (caught.value.details() or "")
+
+
+async def test_planned_calls_are_unimplemented(cache):
+    for call in (cache.stub.Feedback(cache_pb2.FeedbackRequest()), cache.stub.Measure(cache_pb2.MeasureRequest())):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
