@@ -16,6 +16,8 @@ _OPTIONS = [
     ("grpc.lb_policy_name", "round_robin"),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Not shared between channels: a failure of another's, on a port that was reused, is none of ours.
+    ("grpc.use_local_subchannel_pool", 1),
     # A service that comes back is used again within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     # In spite of its name: how long one attempt to connect may take. A busy machine needs more than a moment.

@@ -66,7 +66,9 @@ async def _serve(name: str, settings: S, build: Build[S]) -> None:
             # What is loaded by now stays: the collector need not walk through it again and again.
             gc.collect()
             gc.freeze()
-            gc.set_threshold(20_000, 10, 10)  # what the calls under way hold is most of what is young, and goes by itself
+            gc.set_threshold(
+                20_000, 10, 10
+            )  # what the calls under way hold is most of what is young, and goes by itself
             try:
                 port = server.add_insecure_port(f"{settings.host}:{settings.port}")
             except RuntimeError:

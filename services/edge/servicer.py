@@ -13,7 +13,7 @@ from llmmesh.edge.v1 import costs_pb2, costs_pb2_grpc, inference_pb2, inference_
 from services.common import telemetry
 from services.common.clock import Clock
 from services.common.deadline import remaining, set_remaining
-from services.common.errors import DeadlineExceeded, InvalidInput, Violation
+from services.common.errors import DeadlineExceeded, InvalidInput, Unauthenticated, Violation
 from services.common.money import NANO
 from services.edge.adapters.keys import KeyFile
 from services.edge.adapters.spool import FileSpool
@@ -59,12 +59,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _question(
         self, request: inference_pb2.CompleteRequest | inference_pb2.StreamCompleteRequest, context: Context
     ) -> Question:
-        authorization, request_id = None, None
-        for key, value in context.invocation_metadata() or ():
-            if key == "authorization":
-                authorization = str(value)
-            elif key == "x-request-id":
-                request_id = str(value)
+        authorization, request_id = _headers(context)
         tenant = self._keys.tenant(authorization)
         if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
             description = "1 to 128 visible ASCII characters"
@@ -85,6 +80,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 attributes[telemetry.ENDPOINT] = question.endpoint
             span.set_attributes(attributes)
         return question
+
+
+def _headers(context: Context) -> tuple[str | None, str | None]:
+    """`authorization` and `x-request-id`. Raises Unauthenticated for two keys: which of them counts is not for us to guess."""
+    authorization, request_id = None, None
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            if authorization not in (None, str(value)):
+                raise Unauthenticated("two different keys: send one")
+            authorization = str(value)
+        elif key == "x-request-id":
+            request_id = str(value)
+    return authorization, request_id
 
 
 def _describe(receipt: Receipt) -> None:
@@ -132,9 +140,8 @@ class CostServicer(costs_pb2_grpc.CostServiceServicer):
         self._clock = clock
 
     async def QueryCosts(self, request: costs_pb2.QueryCostsRequest, context: Context) -> costs_pb2.QueryCostsResponse:
-        metadata = dict(context.invocation_metadata() or ())
-        authorization = metadata.get("authorization")
-        tenant = self._keys.tenant(None if authorization is None else str(authorization))
+        authorization, _ = _headers(context)
+        tenant = self._keys.tenant(authorization)
         first, end, group_by = query_from_pb(request, self._clock.now())
         # What this replica still holds belongs into the sums; without Redis the query fails just below.
         await self._spool.flush()

@@ -126,3 +126,11 @@ def tiny_cross_encoder(folder):
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+async def test_a_texts_vector_does_not_depend_on_its_neighbours(start) -> None:
+    embedder = await start(models=(MINILM,))
+    await embedder.ready()
+    together = await embedder.embed(TEXTS)
+    alone = np.concatenate([await embedder.embed([text]) for text in TEXTS])
+    np.testing.assert_array_equal(together, alone)

@@ -36,6 +36,7 @@ from services.edge.domain.ports import (
 
 T = TypeVar("T")
 
+LONG_TEXT = 65_536  # characters
 MAX_EMBED_BYTES = 65_536  # the embedder takes no longer text, and no paraphrase is that long
 
 
@@ -293,9 +294,12 @@ class Walk:
                 if shorter.applied:
                     trip.chat = shorter.chat
                     trip.removed_tokens = max(shorter.original_tokens - shorter.kept_tokens, 0)
-        trip.reserved = await self._budgets.reserve(
-            question.tenant, question.namespace, self._upper_bound(route, trip.chat), trip.record_id
-        )
+        if sum(len(message.text) for message in trip.chat.messages) > LONG_TEXT:
+            # Counting its tokens would hold up everybody else's answers.
+            bound = await asyncio.to_thread(self._upper_bound, route, trip.chat)
+        else:
+            bound = self._upper_bound(route, trip.chat)
+        trip.reserved = await self._budgets.reserve(question.tenant, question.namespace, bound, trip.record_id)
         return route, trip.chat
 
     def _default_route(self, trip: _Trip) -> Route:

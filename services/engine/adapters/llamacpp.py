@@ -118,7 +118,12 @@ class LlamaCpp:
             room.release()
             with suppress(Exception):
                 await asyncio.shield(job)
-        await job
+        try:
+            await job
+        except ValueError:
+            # It speaks of the prompt in its message, so that is not passed on.
+            description = "the model cannot follow it: its schemas or its form are not what a grammar can be made of"
+            raise InvalidInput(violations=[Violation("chat", description)]) from None
 
     def _load(self) -> Any:
         import xllamacpp

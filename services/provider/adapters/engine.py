@@ -77,8 +77,10 @@ class EngineVendor:
             case RateLimited():
                 return VendorError(Reason.RATE_LIMITED, f"{self._name} is busy", retry_after_s=error.retry_after_s)
             case InvalidInput() | UnknownModel():
-                field = error.violations[0].field if error.violations else "chat"
-                return VendorError(Reason.INVALID_INPUT, error.message, field=field)
+                if not error.violations:
+                    return VendorError(Reason.INVALID_INPUT, error.message, field="chat")
+                first = error.violations[0]
+                return VendorError(Reason.INVALID_INPUT, first.description, field=first.field)
             case StreamCut():
                 return VendorError(Reason.CUT, error.message)
             case _:
