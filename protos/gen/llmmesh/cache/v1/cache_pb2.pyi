@@ -321,6 +321,7 @@ class LookupResponse(_message.Message):
     VERIFIER_COST_NANOUSD_FIELD_NUMBER: _builtins.int
     SEMANTIC_UNAVAILABLE_FIELD_NUMBER: _builtins.int
     INPUT_TOKEN_DELTA_FIELD_NUMBER: _builtins.int
+    NAMESPACE_VERSION_FIELD_NUMBER: _builtins.int
     outcome: Global___Outcome.ValueType
     """How it ended."""
     exact_key: _builtins.bytes
@@ -333,6 +334,8 @@ class LookupResponse(_message.Message):
     """The semantic store could not be asked; the result is the exact cache's alone."""
     input_token_delta: _builtins.int
     """Estimated tokens of the last user message less those of the stored one; 0 on an exact hit."""
+    namespace_version: _builtins.int
+    """The namespace's version at the lookup, for StoreRequest.namespace_version."""
     @_builtins.property
     def entry(self) -> Global___Entry:
         """The answer, on a hit."""
@@ -352,10 +355,11 @@ class LookupResponse(_message.Message):
         verifier_cost_nanousd: _builtins.int = ...,
         semantic_unavailable: _builtins.bool = ...,
         input_token_delta: _builtins.int = ...,
+        namespace_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "exact_key", b"exact_key", "input_token_delta", b"input_token_delta", "outcome", b"outcome", "scope_key", b"scope_key", "semantic_unavailable", b"semantic_unavailable", "verdict", b"verdict", "verifier_cost_nanousd", b"verifier_cost_nanousd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "exact_key", b"exact_key", "input_token_delta", b"input_token_delta", "namespace_version", b"namespace_version", "outcome", b"outcome", "scope_key", b"scope_key", "semantic_unavailable", b"semantic_unavailable", "verdict", b"verdict", "verifier_cost_nanousd", b"verifier_cost_nanousd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -378,6 +382,7 @@ class StoreRequest(_message.Message):
     TTL_CLASS_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    NAMESPACE_VERSION_FIELD_NUMBER: _builtins.int
     requested_model: _builtins.str
     """The requested model policy. Part of the identity."""
     model: _builtins.str
@@ -388,6 +393,10 @@ class StoreRequest(_message.Message):
     """How long it lives. Unset means the namespace's class."""
     pinned: _builtins.bool
     """A curated answer: no expiry until replaced, always preferred."""
+    namespace_version: _builtins.int
+    """The namespace's version when the answer began to be made. When the namespace was purged since then, the answer may be
+    made of what the purge was for, and is not stored. Unset: stored under the current version.
+    """
     @_builtins.property
     def caller(self) -> _caller_pb2.Caller:
         """On whose behalf."""
@@ -426,12 +435,15 @@ class StoreRequest(_message.Message):
         ttl_class: Global___TtlClass.ValueType = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
         pinned: _builtins.bool = ...,
+        namespace_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "caller", b"caller", "chat", b"chat", "usage", b"usage", "vector", b"vector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_namespace_version", b"_namespace_version", "answer", b"answer", "caller", b"caller", "chat", b"chat", "namespace_version", b"namespace_version", "usage", b"usage", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "caller", b"caller", "chat", b"chat", "model", b"model", "pinned", b"pinned", "requested_model", b"requested_model", "tags", b"tags", "tier", b"tier", "ttl_class", b"ttl_class", "usage", b"usage", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_namespace_version", b"_namespace_version", "answer", b"answer", "caller", b"caller", "chat", b"chat", "model", b"model", "namespace_version", b"namespace_version", "pinned", b"pinned", "requested_model", b"requested_model", "tags", b"tags", "tier", b"tier", "ttl_class", b"ttl_class", "usage", b"usage", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__namespace_version: _TypeAlias = _typing.Literal["namespace_version"]  # noqa: Y015
+    _WhichOneofArgType__namespace_version: _TypeAlias = _typing.Literal["_namespace_version", b"_namespace_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__namespace_version) -> _WhichOneofReturnType__namespace_version | None: ...
 
 Global___StoreRequest: _TypeAlias = StoreRequest  # noqa: Y015
 
@@ -450,7 +462,7 @@ class StoreResponse(_message.Message):
     entry_id: _builtins.str
     """Its id."""
     reason: _builtins.str
-    """Why it was not stored: "truncated", "filtered", "tool_calls", "temperature", "empty", "policy"."""
+    """Why it was not stored: "truncated", "filtered", "tool_calls", "temperature", "empty", "policy", "purged"."""
     semantic_unavailable: _builtins.bool
     """It was stored for exact lookups only: the vector store could not be reached."""
     def __init__(
@@ -487,7 +499,7 @@ class InvalidateRequest(_message.Message):
     entry_id: _builtins.str
     """One entry."""
     request_id: _builtins.str
-    """The entry that answered this request or was written by it."""
+    """The entry that answered this request or was written by it: the latest, where callers repeat request ids."""
     @_builtins.property
     def caller(self) -> _caller_pb2.Caller:
         """On whose behalf; only this tenant's answers are touched."""
@@ -617,7 +629,7 @@ class FeedbackRequest(_message.Message):
     request_id: _builtins.str
     """The request whose answer is judged."""
     right: _builtins.bool
-    """The answer was right for the question."""
+    """The answer was right for the question. Unset is refused: silence is no judgement."""
     @_builtins.property
     def caller(self) -> _caller_pb2.Caller:
         """On whose behalf."""
@@ -627,13 +639,15 @@ class FeedbackRequest(_message.Message):
         *,
         caller: _caller_pb2.Caller | None = ...,
         request_id: _builtins.str = ...,
-        right: _builtins.bool = ...,
+        right: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_right", b"_right", "caller", b"caller", "right", b"right"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "request_id", b"request_id", "right", b"right"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_right", b"_right", "caller", b"caller", "request_id", b"request_id", "right", b"right"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__right: _TypeAlias = _typing.Literal["right"]  # noqa: Y015
+    _WhichOneofArgType__right: _TypeAlias = _typing.Literal["_right", b"_right"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__right) -> _WhichOneofReturnType__right | None: ...
 
 Global___FeedbackRequest: _TypeAlias = FeedbackRequest  # noqa: Y015
 
@@ -741,7 +755,7 @@ class AcquireLeaseRequest(_message.Message):
     exact_key: _builtins.bytes
     """The exact key of the request."""
     holder: _builtins.str
-    """The replica that asks."""
+    """Who asks: unique per request, so that two requests of one replica do not both get the lease. Asking again renews it."""
     @_builtins.property
     def caller(self) -> _caller_pb2.Caller:
         """On whose behalf."""
@@ -774,23 +788,92 @@ class AcquireLeaseResponse(_message.Message):
 
     ACQUIRED_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
+    FENCING_TOKEN_FIELD_NUMBER: _builtins.int
     acquired: _builtins.bool
     """The caller may."""
     holder: _builtins.str
     """Who holds it."""
+    fencing_token: _builtins.int
+    """Rises with every new holder. What is published with an older token is refused, so a leader that was slow, not dead,
+    cannot mix its tokens with its successor's.
+    """
     def __init__(
         self,
         *,
         acquired: _builtins.bool = ...,
         holder: _builtins.str = ...,
+        fencing_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquired", b"acquired", "holder", b"holder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquired", b"acquired", "fencing_token", b"fencing_token", "holder", b"holder"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AcquireLeaseResponse: _TypeAlias = AcquireLeaseResponse  # noqa: Y015
+
+@_typing.final
+class PublishLeaseRequest(_message.Message):
+    """What the leader has generated so far. The first message names the lease, the others need not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: _builtins.int
+    EXACT_KEY_FIELD_NUMBER: _builtins.int
+    FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    DELTAS_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    exact_key: _builtins.bytes
+    """The exact key of the request."""
+    fencing_token: _builtins.int
+    """From AcquireLeaseResponse. FAILED_PRECONDITION when it is not the current one."""
+    release: _builtins.bool
+    """Gives the lease up: the answer was stored (`entry_id` set), or failed (unset)."""
+    entry_id: _builtins.str
+    """The stored entry."""
+    @_builtins.property
+    def caller(self) -> _caller_pb2.Caller:
+        """On whose behalf."""
+
+    @_builtins.property
+    def deltas(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Delta]:
+        """Pieces of the answer, in order."""
+
+    def __init__(
+        self,
+        *,
+        caller: _caller_pb2.Caller | None = ...,
+        exact_key: _builtins.bytes = ...,
+        fencing_token: _builtins.int = ...,
+        deltas: _abc.Iterable[_chat_pb2.Delta] | None = ...,
+        release: _builtins.bool = ...,
+        entry_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "deltas", b"deltas", "entry_id", b"entry_id", "exact_key", b"exact_key", "fencing_token", b"fencing_token", "release", b"release"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishLeaseRequest: _TypeAlias = PublishLeaseRequest  # noqa: Y015
+
+@_typing.final
+class PublishLeaseResponse(_message.Message):
+    """Nothing to say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishLeaseResponse: _TypeAlias = PublishLeaseResponse  # noqa: Y015
 
 @_typing.final
 class FollowLeaseRequest(_message.Message):
@@ -829,8 +912,16 @@ class FollowLeaseResponse(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     ENTRY_FIELD_NUMBER: _builtins.int
     LEADER_LOST_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    FENCING_TOKEN_FIELD_NUMBER: _builtins.int
     leader_lost: _builtins.bool
-    """The leader is gone: take the lease."""
+    """The leader is gone: take the lease. What was followed so far stands; a successor whose text departs from it ends the
+    follower's stream as cut.
+    """
+    position: _builtins.int
+    """Number of the piece within the answer, from 0."""
+    fencing_token: _builtins.int
+    """The leader whose piece it is."""
     @_builtins.property
     def delta(self) -> _chat_pb2.Delta:
         """A piece of the answer."""
@@ -845,10 +936,12 @@ class FollowLeaseResponse(_message.Message):
         delta: _chat_pb2.Delta | None = ...,
         entry: Global___Entry | None = ...,
         leader_lost: _builtins.bool = ...,
+        position: _builtins.int = ...,
+        fencing_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "entry", b"entry", "event", b"event", "leader_lost", b"leader_lost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "entry", b"entry", "event", b"event", "leader_lost", b"leader_lost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "entry", b"entry", "event", b"event", "fencing_token", b"fencing_token", "leader_lost", b"leader_lost", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["delta", "entry", "leader_lost"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015

@@ -71,6 +71,11 @@ class CacheServiceStub:
                 request_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.AcquireLeaseRequest.SerializeToString,
                 response_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.AcquireLeaseResponse.FromString,
                 _registered_method=True)
+        self.PublishLease = channel.stream_unary(
+                '/llmmesh.cache.v1.CacheService/PublishLease',
+                request_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.PublishLeaseRequest.SerializeToString,
+                response_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.PublishLeaseResponse.FromString,
+                _registered_method=True)
         self.FollowLease = channel.unary_stream(
                 '/llmmesh.cache.v1.CacheService/FollowLease',
                 request_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.FollowLeaseRequest.SerializeToString,
@@ -132,6 +137,13 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishLease(self, request_iterator, context):
+        """Passes the holder's tokens on, and gives the lease up. Planned: answers UNIMPLEMENTED in this version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FollowLease(self, request, context):
         """Follows the tokens of the lease's holder. Planned: answers UNIMPLEMENTED in this version.
         """
@@ -176,6 +188,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.AcquireLease,
                     request_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.AcquireLeaseRequest.FromString,
                     response_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.AcquireLeaseResponse.SerializeToString,
+            ),
+            'PublishLease': grpc.stream_unary_rpc_method_handler(
+                    servicer.PublishLease,
+                    request_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.PublishLeaseRequest.FromString,
+                    response_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.PublishLeaseResponse.SerializeToString,
             ),
             'FollowLease': grpc.unary_stream_rpc_method_handler(
                     servicer.FollowLease,
@@ -374,6 +391,33 @@ class CacheService:
             '/llmmesh.cache.v1.CacheService/AcquireLease',
             llmmesh_dot_cache_dot_v1_dot_cache__pb2.AcquireLeaseRequest.SerializeToString,
             llmmesh_dot_cache_dot_v1_dot_cache__pb2.AcquireLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishLease(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/llmmesh.cache.v1.CacheService/PublishLease',
+            llmmesh_dot_cache_dot_v1_dot_cache__pb2.PublishLeaseRequest.SerializeToString,
+            llmmesh_dot_cache_dot_v1_dot_cache__pb2.PublishLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

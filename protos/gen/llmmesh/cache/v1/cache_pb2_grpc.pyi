@@ -49,6 +49,8 @@ class CacheServiceStub:
     """Reports hits, wrong hits and the error budget of a namespace. Planned: answers UNIMPLEMENTED in this version."""
     AcquireLease: _grpc.UnaryUnaryMultiCallable[_cache_pb2.AcquireLeaseRequest, _cache_pb2.AcquireLeaseResponse]
     """Takes or renews the right to generate the answer of an exact key. Planned: answers UNIMPLEMENTED in this version."""
+    PublishLease: _grpc.StreamUnaryMultiCallable[_cache_pb2.PublishLeaseRequest, _cache_pb2.PublishLeaseResponse]
+    """Passes the holder's tokens on, and gives the lease up. Planned: answers UNIMPLEMENTED in this version."""
     FollowLease: _grpc.UnaryStreamMultiCallable[_cache_pb2.FollowLeaseRequest, _cache_pb2.FollowLeaseResponse]
     """Follows the tokens of the lease's holder. Planned: answers UNIMPLEMENTED in this version."""
 
@@ -73,6 +75,8 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Reports hits, wrong hits and the error budget of a namespace. Planned: answers UNIMPLEMENTED in this version."""
     AcquireLease: _aio.UnaryUnaryMultiCallable[_cache_pb2.AcquireLeaseRequest, _cache_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
     """Takes or renews the right to generate the answer of an exact key. Planned: answers UNIMPLEMENTED in this version."""
+    PublishLease: _aio.StreamUnaryMultiCallable[_cache_pb2.PublishLeaseRequest, _cache_pb2.PublishLeaseResponse]  # type: ignore[assignment]
+    """Passes the holder's tokens on, and gives the lease up. Planned: answers UNIMPLEMENTED in this version."""
     FollowLease: _aio.UnaryStreamMultiCallable[_cache_pb2.FollowLeaseRequest, _cache_pb2.FollowLeaseResponse]  # type: ignore[assignment]
     """Follows the tokens of the lease's holder. Planned: answers UNIMPLEMENTED in this version."""
 
@@ -136,6 +140,14 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.AcquireLeaseResponse, _abc.Awaitable[_cache_pb2.AcquireLeaseResponse]]:
         """Takes or renews the right to generate the answer of an exact key. Planned: answers UNIMPLEMENTED in this version."""
+
+    @_abc_1.abstractmethod
+    def PublishLease(
+        self,
+        request_iterator: _MaybeAsyncIterator[_cache_pb2.PublishLeaseRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.PublishLeaseResponse, _abc.Awaitable[_cache_pb2.PublishLeaseResponse]]:
+        """Passes the holder's tokens on, and gives the lease up. Planned: answers UNIMPLEMENTED in this version."""
 
     @_abc_1.abstractmethod
     def FollowLease(

@@ -446,8 +446,9 @@ Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class Chat(_message.Message):
-    """Everything that defines the question put to a model. All of it is identity: two chats that differ
-    in any field never share an exact answer.
+    """Everything that defines the question put to a model. All of it is identity: two chats that differ in any field never
+    share an exact answer. Only the order of tools, the form of JSON schemas (white space, key order) and the Unicode form of
+    text do not matter.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

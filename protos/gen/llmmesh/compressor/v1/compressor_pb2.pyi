@@ -82,7 +82,7 @@ class Block(_message.Message):
     kept_tokens: _builtins.int
     """Tokens after."""
     method: _builtins.str
-    """"extractive", "kept" (too short, protected or nothing to gain)."""
+    """"extractive", "cleaned" (white space and repeated paragraphs only), "kept" (too short, protected or nothing to gain)."""
     def __init__(
         self,
         *,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from llmmesh.common.v1 import vector_pb2 as llmmesh_dot_common_dot_v1_dot_vector__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"llmmesh/embedder/v1/embedder.proto\x12\x13llmmesh.embedder.v1\x1a\x1ellmmesh/common/v1/vector.proto\":\n\x0c\x45mbedRequest\x12\x14\n\x05texts\x18\x01 \x03(\tR\x05texts\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\"\x8a\x01\n\rEmbedResponse\x12\x33\n\x07vectors\x18\x01 \x03(\x0b\x32\x19.llmmesh.common.v1.VectorR\x07vectors\x12!\n\x0cinput_tokens\x18\x02 \x01(\x03R\x0binputTokens\x12!\n\x0c\x63ost_nanousd\x18\x03 \x01(\x03R\x0b\x63ostNanousd\"&\n\x08TextPair\x12\x0c\n\x01\x61\x18\x01 \x01(\tR\x01\x61\x12\x0c\n\x01\x62\x18\x02 \x01(\tR\x01\x62\"^\n\x11ScorePairsRequest\x12\x33\n\x05pairs\x18\x01 \x03(\x0b\x32\x1d.llmmesh.embedder.v1.TextPairR\x05pairs\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\"x\n\x12ScorePairsResponse\x12$\n\rprobabilities\x18\x01 \x03(\x02R\rprobabilities\x12\x19\n\x08model_id\x18\x02 \x01(\tR\x07modelId\x12!\n\x0c\x63ost_nanousd\x18\x03 \x01(\x03R\x0b\x63ostNanousd\"\x13\n\x11ListModelsRequest\"\xbb\x01\n\x05Model\x12\x19\n\x08model_id\x18\x01 \x01(\tR\x07modelId\x12\x1e\n\ndimensions\x18\x02 \x01(\x05R\ndimensions\x12\x1d\n\nmax_tokens\x18\x03 \x01(\x05R\tmaxTokens\x12\x18\n\x07\x62\x61\x63kend\x18\x04 \x01(\tR\x07\x62\x61\x63kend\x12\x1d\n\nis_default\x18\x05 \x01(\x08R\tisDefault\x12\x1f\n\x0bis_verifier\x18\x06 \x01(\x08R\nisVerifier\"H\n\x12ListModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\x1a.llmmesh.embedder.v1.ModelR\x06models2\x9f\x02\n\x0f\x45mbedderService\x12N\n\x05\x45mbed\x12!.llmmesh.embedder.v1.EmbedRequest\x1a\".llmmesh.embedder.v1.EmbedResponse\x12]\n\nScorePairs\x12&.llmmesh.embedder.v1.ScorePairsRequest\x1a\'.llmmesh.embedder.v1.ScorePairsResponse\x12]\n\nListModels\x12&.llmmesh.embedder.v1.ListModelsRequest\x1a\'.llmmesh.embedder.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"llmmesh/embedder/v1/embedder.proto\x12\x13llmmesh.embedder.v1\x1a\x1ellmmesh/common/v1/vector.proto\":\n\x0c\x45mbedRequest\x12\x14\n\x05texts\x18\x01 \x03(\tR\x05texts\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\"\xa8\x01\n\rEmbedResponse\x12\x33\n\x07vectors\x18\x01 \x03(\x0b\x32\x19.llmmesh.common.v1.VectorR\x07vectors\x12!\n\x0cinput_tokens\x18\x02 \x01(\x03R\x0binputTokens\x12!\n\x0c\x63ost_nanousd\x18\x03 \x01(\x03R\x0b\x63ostNanousd\x12\x1c\n\ttruncated\x18\x04 \x03(\x08R\ttruncated\"&\n\x08TextPair\x12\x0c\n\x01\x61\x18\x01 \x01(\tR\x01\x61\x12\x0c\n\x01\x62\x18\x02 \x01(\tR\x01\x62\"^\n\x11ScorePairsRequest\x12\x33\n\x05pairs\x18\x01 \x03(\x0b\x32\x1d.llmmesh.embedder.v1.TextPairR\x05pairs\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\"x\n\x12ScorePairsResponse\x12$\n\rprobabilities\x18\x01 \x03(\x02R\rprobabilities\x12\x19\n\x08model_id\x18\x02 \x01(\tR\x07modelId\x12!\n\x0c\x63ost_nanousd\x18\x03 \x01(\x03R\x0b\x63ostNanousd\"\x13\n\x11ListModelsRequest\"\xbb\x01\n\x05Model\x12\x19\n\x08model_id\x18\x01 \x01(\tR\x07modelId\x12\x1e\n\ndimensions\x18\x02 \x01(\x05R\ndimensions\x12\x1d\n\nmax_tokens\x18\x03 \x01(\x05R\tmaxTokens\x12\x18\n\x07\x62\x61\x63kend\x18\x04 \x01(\tR\x07\x62\x61\x63kend\x12\x1d\n\nis_default\x18\x05 \x01(\x08R\tisDefault\x12\x1f\n\x0bis_verifier\x18\x06 \x01(\x08R\nisVerifier\"H\n\x12ListModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\x1a.llmmesh.embedder.v1.ModelR\x06models2\x9f\x02\n\x0f\x45mbedderService\x12N\n\x05\x45mbed\x12!.llmmesh.embedder.v1.EmbedRequest\x1a\".llmmesh.embedder.v1.EmbedResponse\x12]\n\nScorePairs\x12&.llmmesh.embedder.v1.ScorePairsRequest\x1a\'.llmmesh.embedder.v1.ScorePairsResponse\x12]\n\nListModels\x12&.llmmesh.embedder.v1.ListModelsRequest\x1a\'.llmmesh.embedder.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDREQUEST']._serialized_start=91
   _globals['_EMBEDREQUEST']._serialized_end=149
   _globals['_EMBEDRESPONSE']._serialized_start=152
-  _globals['_EMBEDRESPONSE']._serialized_end=290
-  _globals['_TEXTPAIR']._serialized_start=292
-  _globals['_TEXTPAIR']._serialized_end=330
-  _globals['_SCOREPAIRSREQUEST']._serialized_start=332
-  _globals['_SCOREPAIRSREQUEST']._serialized_end=426
-  _globals['_SCOREPAIRSRESPONSE']._serialized_start=428
-  _globals['_SCOREPAIRSRESPONSE']._serialized_end=548
-  _globals['_LISTMODELSREQUEST']._serialized_start=550
-  _globals['_LISTMODELSREQUEST']._serialized_end=569
-  _globals['_MODEL']._serialized_start=572
-  _globals['_MODEL']._serialized_end=759
-  _globals['_LISTMODELSRESPONSE']._serialized_start=761
-  _globals['_LISTMODELSRESPONSE']._serialized_end=833
-  _globals['_EMBEDDERSERVICE']._serialized_start=836
-  _globals['_EMBEDDERSERVICE']._serialized_end=1123
+  _globals['_EMBEDRESPONSE']._serialized_end=320
+  _globals['_TEXTPAIR']._serialized_start=322
+  _globals['_TEXTPAIR']._serialized_end=360
+  _globals['_SCOREPAIRSREQUEST']._serialized_start=362
+  _globals['_SCOREPAIRSREQUEST']._serialized_end=456
+  _globals['_SCOREPAIRSRESPONSE']._serialized_start=458
+  _globals['_SCOREPAIRSRESPONSE']._serialized_end=578
+  _globals['_LISTMODELSREQUEST']._serialized_start=580
+  _globals['_LISTMODELSREQUEST']._serialized_end=599
+  _globals['_MODEL']._serialized_start=602
+  _globals['_MODEL']._serialized_end=789
+  _globals['_LISTMODELSRESPONSE']._serialized_start=791
+  _globals['_LISTMODELSRESPONSE']._serialized_end=863
+  _globals['_EMBEDDERSERVICE']._serialized_start=866
+  _globals['_EMBEDDERSERVICE']._serialized_end=1153
 # @@protoc_insertion_point(module_scope)

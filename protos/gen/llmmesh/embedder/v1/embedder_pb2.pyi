@@ -56,6 +56,7 @@ class EmbedResponse(_message.Message):
     VECTORS_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     COST_NANOUSD_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
     """Tokens read, over all texts."""
     cost_nanousd: _builtins.int
@@ -64,16 +65,23 @@ class EmbedResponse(_message.Message):
     def vectors(self) -> _containers.RepeatedCompositeFieldContainer[_vector_pb2.Vector]:
         """One per text, in order."""
 
+    @_builtins.property
+    def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """Whether the text did not fit the model's window, one per text. Such a vector says nothing about the text's end: it must
+        not decide that two texts mean the same.
+        """
+
     def __init__(
         self,
         *,
         vectors: _abc.Iterable[_vector_pb2.Vector] | None = ...,
         input_tokens: _builtins.int = ...,
         cost_nanousd: _builtins.int = ...,
+        truncated: _abc.Iterable[_builtins.bool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nanousd", b"cost_nanousd", "input_tokens", b"input_tokens", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nanousd", b"cost_nanousd", "input_tokens", b"input_tokens", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

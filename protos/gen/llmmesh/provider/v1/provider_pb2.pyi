@@ -35,7 +35,9 @@ class GenerateRequest(_message.Message):
     max_attempts: _builtins.int
     """Upper limit of vendor calls over all candidates. Unset means the setting."""
     hedge: _builtins.bool
-    """Starts a second candidate when the first is slow; the loser is cancelled and its tokens are billed."""
+    """Starts a second candidate when the first is slow; the loser is cancelled and its tokens are billed. Planned: has no effect
+    in this version.
+    """
     @_builtins.property
     def caller(self) -> _caller_pb2.Caller:
         """On whose behalf."""
@@ -213,7 +215,9 @@ class StreamGenerateRequest(_message.Message):
     max_attempts: _builtins.int
     """Upper limit of vendor calls over all candidates. Unset means the setting."""
     hedge: _builtins.bool
-    """Starts a second candidate when the first is slow; the loser is cancelled and its tokens are billed."""
+    """Starts a second candidate when the first is slow; the loser is cancelled and its tokens are billed. Planned: has no effect
+    in this version.
+    """
     @_builtins.property
     def caller(self) -> _caller_pb2.Caller:
         """On whose behalf."""
@@ -253,19 +257,23 @@ class Started(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     VENDOR_FIELD_NUMBER: _builtins.int
+    COMPONENT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that answers."""
     vendor: _builtins.str
     """Its vendor."""
+    component: _usage_pb2.CostComponent.ValueType
+    """Where its cost arises: PROVIDER or ENGINE."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         vendor: _builtins.str = ...,
+        component: _usage_pb2.CostComponent.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "vendor", b"vendor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "model", b"model", "vendor", b"vendor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

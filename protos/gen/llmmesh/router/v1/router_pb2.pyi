@@ -102,7 +102,9 @@ class RouteRequest(_message.Message):
 
     @_builtins.property
     def vector(self) -> _vector_pb2.Vector:
-        """The last user message's embedding. Unset: the heuristic alone decides."""
+        """The last user message's embedding. Unset: the heuristic alone decides, as it always does in
+        this version.
+        """
 
     @_builtins.property
     def warm_prefixes(self) -> _containers.RepeatedCompositeFieldContainer[Global___WarmPrefix]:
