@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_MESSAGES = 1_000
 MAX_TOOLS = 128
+MAX_PARTS = 4_096  # of all messages
+MAX_TOOL_CALLS = 1_024  # of all messages
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 MAX_IMAGE_BYTES = 8 * 1024 * 1024
 MAX_OUTPUT_TOKENS = 131_072
@@ -111,6 +113,14 @@ def chat_from_pb(pb: chat_pb2.Chat, field: str = "chat") -> Chat:
     if not check.need(count <= MAX_MESSAGES, f"{field}.messages", f"at most {MAX_MESSAGES} messages, got {count}"):
         check.done()
     check.need(len(pb.tools) <= MAX_TOOLS, f"{field}.tools", f"at most {MAX_TOOLS} tools, got {len(pb.tools)}")
+    # Counted before they are read: a million tiny parts would hold up everybody else.
+    parts, calls = sum(len(m.parts) for m in pb.messages), sum(len(m.tool_calls) for m in pb.messages)
+    few = check.need(parts <= MAX_PARTS, f"{field}.messages", f"at most {MAX_PARTS} parts in all, got {parts}")
+    few &= check.need(
+        calls <= MAX_TOOL_CALLS, f"{field}.messages", f"at most {MAX_TOOL_CALLS} tool calls in all, got {calls}"
+    )
+    if not few:
+        check.done()
     messages = tuple(_message(m, f"{field}.messages[{i}]", check) for i, m in enumerate(pb.messages))
     last = messages[-1]
     check.need(

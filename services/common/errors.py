@@ -75,13 +75,6 @@ class Unauthenticated(MeshError):
     reason = "UNAUTHENTICATED"
 
 
-class PermissionDenied(MeshError):
-    """The credential is known and does not allow this."""
-
-    status = grpc.StatusCode.PERMISSION_DENIED
-    reason = "PERMISSION_DENIED"
-
-
 class BudgetExceeded(MeshError):
     """The tenant's budget is spent; `metadata` says when it resets."""
 

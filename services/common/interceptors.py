@@ -20,6 +20,8 @@ from services.common.errors import STATUS_TRAILER, InvalidInput, MeshError, Unim
 
 log = structlog.get_logger()
 
+DEFAULT_DEADLINE_S = 600.0  # of a call that brings none
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -120,7 +122,8 @@ class _Scope:
         above = trace.set_span_in_context(NonRecordingSpan(remote)) if remote else otel_context.Context()
         self._span: Span = self._tracer.start_span(self._method, context=above, kind=SpanKind.SERVER)
         self._token = otel_context.attach(trace.set_span_in_context(self._span, above))
-        set_remaining(self._context.time_remaining())
+        left = self._context.time_remaining()
+        set_remaining(DEFAULT_DEADLINE_S if left is None else left)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
         try:

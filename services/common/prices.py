@@ -5,7 +5,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from services.common.money import NANO, Rates
 from services.common.yaml_file import load_yaml_model
@@ -60,6 +60,9 @@ class PriceBook(BaseModel):
 
     models: dict[str, ModelPrices]
 
+    # Rates by model and day: asked for on every request, computed once a day.
+    _known: dict[tuple[str, date], Rates | None] = PrivateAttr(default_factory=dict)
+
     @classmethod
     def load(cls, path: Path = SHIPPED) -> "PriceBook":
         """Reads a price file. Raises ConfigError naming file and line."""
@@ -71,5 +74,11 @@ class PriceBook(BaseModel):
         if entry is None:
             return None
         day = on or datetime.now(UTC).date()
+        if (model, day) not in self._known:
+            self._known[model, day] = self._rates(entry, day)
+        return self._known[model, day]
+
+    @staticmethod
+    def _rates(entry: ModelPrices, day: date) -> Rates | None:
         valid = [p for p in entry.prices if p.valid_from <= day]
         return max(valid, key=lambda p: p.valid_from).rates() if valid else None

@@ -66,13 +66,13 @@ async def _serve(name: str, settings: S, build: Build[S]) -> None:
             # What is loaded by now stays: the collector need not walk through it again and again.
             gc.collect()
             gc.freeze()
-            gc.set_threshold(
-                20_000, 10, 10
-            )  # what the calls under way hold is most of what is young, and goes by itself
+            # What the calls under way hold is most of what is young, and goes by itself.
+            gc.set_threshold(20_000, 10, 10)
             try:
                 port = server.add_insecure_port(f"{settings.host}:{settings.port}")
             except RuntimeError:
-                raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: in use or not ours") from None
+                # Not status 2: the next attempt may find the port free.
+                sys.exit(f"llmmesh-{name}: cannot listen on {settings.host}:{settings.port}: in use or not ours")
             await server.start()
             log.info("listening", address=f"{settings.host}:{port}")
             watch = asyncio.create_task(_watch(services, readiness))

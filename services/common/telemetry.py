@@ -129,10 +129,11 @@ class Telemetry:
         self._provider = None
         if not tracing_wanted():
             return
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        from services.common.otlp import LeanExporter
 
         class OneResource(Resource):
             """The exporter asks for its hash at every span, and the SDK's own makes JSON of it each time."""
@@ -142,7 +143,7 @@ class Telemetry:
 
         described = Resource.create({SERVICE_NAME: f"llmmesh-{service}"})
         self._provider = TracerProvider(resource=OneResource(described.attributes, described.schema_url))
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._provider.add_span_processor(BatchSpanProcessor(LeanExporter()))
         trace.set_tracer_provider(self._provider)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from llmmesh.edge.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_s
 from services.common.channels import open_channel
 from services.common.clock import SystemClock
 from services.common.errors import MeshError
+from services.common.money import Rates
 from services.common.policy import Policy
 from services.common.prices import PriceBook
 from services.common.runtime import Service
@@ -34,7 +35,7 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
     policy = Policy.load(settings.policy_file, prices)
     keys = KeyFile(settings.keys_file)
     clock = SystemClock()
-    redis = open_redis(settings.redis_url)
+    redis = open_redis(settings.redis_url.get_secret_value())
     stack.push_async_callback(redis.aclose)
     ledger = RedisLedger(redis)
     limits = {name: rules.budget.usd_per_day for name, rules in policy.namespaces.items()}
@@ -73,9 +74,13 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
 
 def rules_of(policy: Policy, prices: PriceBook) -> Rules:
     """The policy as the walk sees it."""
-    baseline = prices.rates(policy.baseline)
-    if baseline is None:
-        raise ConfigError(f"no price is known for the baseline model {policy.baseline!r}")
+
+    def baseline() -> Rates:
+        rates = prices.rates(policy.baseline)
+        if rates is None:  # the policy was checked against the price book when it was loaded
+            raise ConfigError(f"no price is known for the baseline model {policy.baseline!r}")
+        return rates
+
     return Rules(
         {
             name: NamespaceRules(
@@ -86,10 +91,11 @@ def rules_of(policy: Policy, prices: PriceBook) -> Rules:
                 compression_rate=rules.compression.rate,
                 min_block_tokens=rules.compression.min_block_tokens,
                 default_tier=rules.default_tier,
-                default_candidates=policy.tiers[rules.default_tier].candidates,
+                budgeted=rules.budget.usd_per_day is not None,
             )
             for name, rules in policy.namespaces.items()
         },
+        {name: tier.candidates for name, tier in policy.tiers.items()},
         baseline,
         prices.rates,
     )

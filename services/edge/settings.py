@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from services.common import policy, prices
 from services.common.settings import ServiceSettings, settings_config
@@ -18,7 +18,9 @@ class EdgeSettings(ServiceSettings):
     router: str = Field("127.0.0.1:7103", description="Address of the router.")
     compressor: str = Field("127.0.0.1:7104", description="Address of the compressor.")
     provider: str = Field("127.0.0.1:7105", description="Address of the provider.")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis of ledger and budgets; redis:// or unix://.")
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Redis of ledger and budgets; redis:// or unix://."
+    )
     keys_file: Path = Field(
         Path("keys.json"),
         description="Hashed API keys: {sha256 hex of the key: {tenant}}. Re-read when it changes.",
@@ -42,7 +44,9 @@ class EdgeSettings(ServiceSettings):
         5.0, gt=0, description="Longest wait for the compressor; then the prompt goes as it is."
     )
     store_timeout_seconds: float = Field(
-        2.0, gt=0, description="Longest time for storing an answer, off the caller's path."
+        2.0,
+        gt=0,
+        description="Longest time for storing an answer, before the response ends; a stream's tokens do not wait.",
     )
     budget_replicas: int = Field(
         1,

@@ -127,7 +127,7 @@ async def test_every_key_has_the_tenant_as_its_hash_tag(ledger, budgets, redis):
 
 
 async def test_a_reservation_is_settled_by_its_record(ledger, budgets):
-    assert await budgets.reserve("acme", "default", LIMIT, "r1") is True
+    await budgets.reserve("acme", "default", LIMIT, "r1")
     with pytest.raises(BudgetExceeded):
         await budgets.reserve("acme", "default", 1, "r2")
     await ledger.write([record("1", LIMIT // 4, "r1")])
@@ -176,20 +176,24 @@ async def test_tomorrow_is_another_budget_and_so_is_another_tenant(budgets, ledg
 
 
 async def test_a_namespace_without_a_limit_reserves_nothing(budgets, redis):
-    assert await budgets.reserve("acme", "free", 10 * LIMIT, "r1") is False
+    await budgets.reserve("acme", "free", 10 * LIMIT, "r1")
     assert await redis.keys("*budget*") == []
 
 
 async def test_without_redis_a_replica_spends_its_share_of_what_was_left(server, clock):
     down = open_redis("redis://127.0.0.1:1/0")
     fresh = RedisBudgets(down, {"default": LIMIT_USD}, 2, clock)
-    assert await fresh.reserve("acme", "default", LIMIT // 4, "r1")
-    assert await fresh.reserve("acme", "default", LIMIT // 4, "r2")
+    await fresh.reserve("acme", "default", LIMIT // 4, "r1")
+    await fresh.reserve("acme", "default", LIMIT // 4, "r2")
     with pytest.raises(BudgetExceeded):
         await fresh.reserve("acme", "default", 1, "r3")
-    assert await fresh.reserve("volta", "default", LIMIT // 2, "r1")
+    fresh.settle("acme", "default", "r1", LIMIT // 8)
+    await fresh.reserve("acme", "default", LIMIT // 8, "r3")
+    with pytest.raises(BudgetExceeded):
+        await fresh.reserve("acme", "default", 1, "r4")
+    await fresh.reserve("volta", "default", LIMIT // 2, "r1")
     clock.at += 86_400
-    assert await fresh.reserve("acme", "default", LIMIT // 2, "r4")
+    await fresh.reserve("acme", "default", LIMIT // 2, "r4")
     with pytest.raises(NotReady):
         await fresh.release("acme", "default", "r4")
     await down.aclose()
@@ -200,7 +204,7 @@ async def test_the_share_counts_from_what_redis_last_said(server, redis, clock, 
     await ledger.write([record("1", LIMIT // 2)])
     await budgets.reserve("acme", "default", LIMIT // 4, "r1")
     budgets._redis = open_redis("redis://127.0.0.1:1/0")
-    assert await budgets.reserve("acme", "default", LIMIT // 4, "r2")
+    await budgets.reserve("acme", "default", LIMIT // 4, "r2")
     with pytest.raises(BudgetExceeded):
         await budgets.reserve("acme", "default", 1, "r3")
     await budgets._redis.aclose()

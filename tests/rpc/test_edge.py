@@ -32,6 +32,7 @@ from services.common.errors import (
     UnknownModel,
     from_rpc_error,
 )
+from services.common.interceptors import DEFAULT_DEADLINE_S
 from services.common.runtime import Service
 from services.common.telemetry import extract
 from services.common.testing import serve
@@ -82,7 +83,7 @@ class Edge:
 async def edge(tmp_path):
     path = tmp_path / "keys.json"
     path.write_text(json.dumps({hash_key("k-1"): {"tenant": "acme"}, hash_key("k-2"): {"tenant": "volta"}}))
-    keys, world, ledger = KeyFile(path), World(), MemoryLedger()
+    keys, world, ledger = KeyFile(path), World(budgeted=True), MemoryLedger()
     services = [
         Service(
             INFERENCE,
@@ -599,7 +600,8 @@ async def test_every_shape_hands_the_deadline_on(shapes, shape):
     await invoke(shapes, shape, "hello")
     assert shapes.deadlines[0] is not None
     assert 0 < shapes.deadlines[0] <= 50
-    assert shapes.deadlines[1] is None
+    # A call without a deadline gets one.
+    assert 500 < shapes.deadlines[1] <= DEFAULT_DEADLINE_S
 
 
 async def test_a_stream_that_the_caller_leaves_is_closed(shapes):

@@ -37,6 +37,7 @@ class ReportJson(TypedDict):
     wrong_hits: int
     trap_pairs: int
     trap_hits: int
+    unverified_hits: int
     tiers: dict[str, int]
     tokens: dict[str, int]
     actual_nanousd: int
@@ -58,20 +59,32 @@ class Outcome:
     seconds: float
 
 
-def wrong_hits(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Request]]:
-    """Hits whose answer was made for a question with another label, each with the request that the answer came from."""
-    source = {
+def sources(outcomes: Sequence[Outcome]) -> dict[str, Request]:
+    """The request that each entry was made for, as far as this replay made it."""
+    return {
         o.response.receipt.entry_id: o.request
         for o in outcomes
         if o.response and OUTCOMES[o.response.receipt.outcome] not in HITS and o.response.receipt.entry_id
     }
-    wrong = []
-    for o in outcomes:
-        if o.response and OUTCOMES[o.response.receipt.outcome] in HITS:
-            made_for = source.get(o.response.receipt.entry_id)
-            if made_for is not None and made_for.answer_id != o.request.answer_id:
-                wrong.append((o, made_for))
-    return wrong
+
+
+def hits(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, str]]:
+    """Requests that were answered from the cache, each with the entry that served it."""
+    return [
+        (o, o.response.receipt.entry_id)
+        for o in outcomes
+        if o.response and OUTCOMES[o.response.receipt.outcome] in HITS
+    ]
+
+
+def wrong_hits(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Request]]:
+    """Hits whose answer was made for a question with another label, each with the request that the answer came from."""
+    made_for = sources(outcomes)
+    return [
+        (o, made_for[entry])
+        for o, entry in hits(outcomes)
+        if entry in made_for and made_for[entry].answer_id != o.request.answer_id
+    ]
 
 
 def summarise(outcomes: Sequence[Outcome]) -> ReportJson:
@@ -80,6 +93,7 @@ def summarise(outcomes: Sequence[Outcome]) -> ReportJson:
     kinds = Counter(OUTCOMES[response.receipt.outcome] for _, response in answered)
     bills = [response.receipt.bill for _, response in answered]
     wrong = wrong_hits(outcomes)
+    made_for = sources(outcomes)
     saved = {layer: sum(getattr(b.savings, f"{layer}_nanousd") for b in bills) for layer in LAYERS}
     usages = [response.usage for _, response in answered]
     latency: dict[str, Latency] = {}
@@ -95,7 +109,9 @@ def summarise(outcomes: Sequence[Outcome]) -> ReportJson:
         "misses": kinds["miss"] + kinds["bypass"],
         "wrong_hits": len(wrong),
         "trap_pairs": len({o.request.trap for o in outcomes if o.request.trap}),
-        "trap_hits": sum(1 for o, made_for in wrong if o.request.trap and o.request.trap == made_for.trap),
+        "trap_hits": sum(1 for o, source in wrong if o.request.trap and o.request.trap == source.trap),
+        # Of entries that an earlier run wrote into the same mesh: nobody knows for which question.
+        "unverified_hits": sum(entry not in made_for for _, entry in hits(outcomes)),
         "tiers": dict(Counter(r.receipt.tier for _, r in answered if OUTCOMES[r.receipt.outcome] not in HITS)),
         "tokens": {
             "input": sum(u.input_tokens for u in usages),
@@ -138,6 +154,8 @@ def show(report: ReportJson, outcomes: Sequence[Outcome], console: Console) -> N
         f"[{'red' if report['wrong_hits'] else 'green'}]{report['wrong_hits']}[/]",
         f"against the labels; {report['trap_hits']} of {report['trap_pairs']} trap pairs",
     )
+    if report["unverified_hits"]:
+        table.add_row("not verified", f"{report['unverified_hits']}", "hits on answers of an earlier run")
     tiers = ", ".join(f"{name or 'pinned'} {n}" for name, n in sorted(report["tiers"].items()))
     table.add_row("tiers of the misses", "", tiers)
     tokens = report["tokens"]

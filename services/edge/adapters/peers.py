@@ -27,7 +27,15 @@ from services.common.chat_pb import (
     usage_from_pb,
     usage_to_pb,
 )
-from services.common.errors import MeshError, NotReady, StreamCut, UnknownModel, from_rpc_error
+from services.common.errors import (
+    InvalidInput,
+    MeshError,
+    NotReady,
+    StreamCut,
+    UnknownModel,
+    UpstreamUnavailable,
+    from_rpc_error,
+)
 from services.common.money import Usage
 from services.edge.domain.ports import (
     CacheControl,
@@ -104,7 +112,11 @@ class EmbedderPeer:
         if len(response.vectors) != 1:
             raise NotReady("the embedder did not answer with one vector")
         vector = response.vectors[0]
-        return Embedded(Vector(vector.values, vector.model_id, vector.dimensions), response.cost_nanousd)
+        return Embedded(
+            Vector(vector.values, vector.model_id, vector.dimensions),
+            response.cost_nanousd,
+            any(response.truncated),
+        )
 
 
 class CachePeer:
@@ -133,6 +145,7 @@ class CachePeer:
                 similarity=similarity,
                 verifier_cost=response.verifier_cost_nanousd,
                 semantic_unavailable=response.semantic_unavailable,
+                namespace_version=response.namespace_version,
             )
         entry = response.entry
         semantic = response.outcome == cache_pb2.OUTCOME_SEMANTIC_HIT
@@ -150,7 +163,14 @@ class CachePeer:
         )
 
     async def store(
-        self, question: Question, vector: Vector | None, answer: Answer, usage: Usage, model: str, tier: str
+        self,
+        question: Question,
+        vector: Vector | None,
+        answer: Answer,
+        usage: Usage,
+        model: str,
+        tier: str,
+        namespace_version: int | None,
     ) -> str:
         request = cache_pb2.StoreRequest(
             caller=_caller(question),
@@ -162,6 +182,7 @@ class CachePeer:
             model=model,
             tier=tier,
             tags=question.control.tags,
+            namespace_version=namespace_version,
         )
         response = await _call(self._store, request, cache_pb2.StoreResponse, self._store_timeout)
         return response.entry_id if response.stored else ""
@@ -186,7 +207,6 @@ class RouterPeer:
             tuple(candidate.model for candidate in response.candidates),
             response.tier,
             response.reason,
-            response.candidates[0].estimated_cost_nanousd if response.candidates else 0,
             response.cost_nanousd,
         )
 
@@ -222,13 +242,14 @@ class ProviderPeer:
             caller=_caller(question), chat=_chat_to_pb(question, chat), candidates=candidates
         )
         response = await _call(self._generate, request, provider_pb2.GenerateResponse)
-        return Generated(
-            answer_from_pb(response.answer),
-            usage_from_pb(response.usage),
-            _charge(response.charge),
-            response.model,
-            response.vendor,
-        )
+        charge = _charge(response.charge)
+        try:
+            answer, usage = answer_from_pb(response.answer), usage_from_pb(response.usage)
+        except InvalidInput as error:
+            # It was paid for, and it is not the caller's fault.
+            paid = {"wasted_nanousd": str(charge.cost + charge.wasted)}
+            raise UpstreamUnavailable(f"the model's answer is malformed: {error.message}", metadata=paid) from None
+        return Generated(answer, usage, charge, response.model, response.vendor)
 
     async def stream(
         self, question: Question, chat: Chat, candidates: Sequence[str]
@@ -245,7 +266,8 @@ class ProviderPeer:
                     yield delta_from_pb(response.delta)
                 elif kind == "started":
                     began = True
-                    yield StreamStarted(response.started.model, response.started.vendor)
+                    started = response.started
+                    yield StreamStarted(started.model, started.vendor, component_from_pb(started.component))
                 elif kind == "finished":
                     done = response.finished
                     yield StreamFinished(

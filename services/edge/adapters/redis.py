@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar, cast
 
@@ -88,8 +88,8 @@ class RedisLedger:
                 record.reservation_id,
                 record.bill.actual,
             ]
-            for field, amount in increments(record).items():
-                args += [field, amount]
+            for name, amount in increments(record).items():
+                args += [name, amount]
             pipe.eval(
                 _WRITE,
                 4,
@@ -122,6 +122,7 @@ class _Seen:
 
     day: str
     left: int
+    reserved: dict[str, int] = field(default_factory=dict)
 
 
 class RedisBudgets:
@@ -134,10 +135,10 @@ class RedisBudgets:
         self._clock = clock
         self._seen: dict[tuple[str, str], _Seen] = {}
 
-    async def reserve(self, tenant: str, namespace: str, amount: int, reservation_id: str) -> bool:
+    async def reserve(self, tenant: str, namespace: str, amount: int, reservation_id: str) -> None:
         limit = self._limits.get(namespace)
         if limit is None:
-            return False
+            return
         now = self._clock.now()
         day = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d")
         key = _key(tenant, "budget", namespace, day)
@@ -161,21 +162,28 @@ class RedisBudgets:
                 ),
             )
         except NotReady:
-            return self._reserve_share(tenant, namespace, amount, day, limit)
+            self._reserve_share(tenant, namespace, amount, day, limit, reservation_id)
+            return
         left = limit - spent - reserved
         self._seen[tenant, namespace] = _Seen(day, max(left - amount, 0) // self._replicas)
         if not allowed:
             raise _exceeded(tenant, limit, spent, reserved, now)
-        return True
 
-    def _reserve_share(self, tenant: str, namespace: str, amount: int, day: str, limit: int) -> bool:
+    def _reserve_share(
+        self, tenant: str, namespace: str, amount: int, day: str, limit: int, reservation_id: str
+    ) -> None:
         seen = self._seen.get((tenant, namespace))
         if seen is None or seen.day != day:
             seen = self._seen[tenant, namespace] = _Seen(day, limit // self._replicas)
         if amount > seen.left:
             raise BudgetExceeded("the budget's store is down and this replica's share of the budget is used up")
         seen.left -= amount
-        return True
+        seen.reserved[reservation_id] = amount
+
+    def settle(self, tenant: str, namespace: str, reservation_id: str, actual: int) -> None:
+        seen = self._seen.get((tenant, namespace))
+        if seen is not None:
+            seen.left += seen.reserved.pop(reservation_id, actual) - actual
 
     async def release(self, tenant: str, namespace: str, reservation_id: str) -> None:
         day = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y-%m-%d")

@@ -147,12 +147,19 @@ class FileSpool:
             await asyncio.sleep(self._fsync_s)
             if self._dirty:
                 self._dirty = False
-                # A duplicate, since a flush may close the segment meanwhile.
-                copy = os.dup(self._file)
                 try:
-                    await asyncio.to_thread(os.fsync, copy)
-                finally:
-                    os.close(copy)
+                    await self._fsync()
+                except OSError as error:
+                    self._dirty = True
+                    log.error("spool_fsync_failed", error=error.strerror)
+
+    async def _fsync(self) -> None:
+        # A duplicate, since a flush may close the segment meanwhile.
+        copy = os.dup(self._file)
+        try:
+            await asyncio.to_thread(os.fsync, copy)
+        finally:
+            os.close(copy)
 
     def _open(self) -> int:
         path = self._folder / f"segment-{self._number:012d}.jsonl"

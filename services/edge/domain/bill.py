@@ -51,7 +51,7 @@ def answer_bill(
     return Bill(charge.cost + spent_on_the_way, would_be, savings, tuple(items))
 
 
-def failure_bill(overhead: Sequence[CostItem]) -> Bill:
-    """A request without an answer saved nothing and cost what was spent on trying."""
+def failure_bill(overhead: Sequence[CostItem], unpriced: bool = False) -> Bill:
+    """A request without an answer saved nothing and cost what was spent on trying, as far as prices are known."""
     items = tuple(item for item in overhead if item.cost)
-    return Bill(sum(i.cost for i in items), 0, Savings(), items)
+    return Bill(sum(i.cost for i in items), 0, Savings(), items, unpriced)

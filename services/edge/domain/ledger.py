@@ -27,6 +27,7 @@ class RecordJson(TypedDict):
     outcome: str
     error: str
     usage: list[int]
+    writes: list[tuple[int, int]]
     estimated: bool
     actual: int
     baseline: int
@@ -85,6 +86,7 @@ class UsageRecord:
                 u.cache_write_input_tokens,
                 u.reasoning_output_tokens,
             ],
+            "writes": list(u.cache_writes),
             "estimated": u.estimated,
             "actual": self.bill.actual,
             "baseline": self.bill.baseline,
@@ -114,7 +116,7 @@ class UsageRecord:
                 line["usage"][1],
                 read,
                 written,
-                (),
+                tuple((ttl, tokens) for ttl, tokens in line["writes"]),
                 reasoning_output_tokens=reasoning,
                 estimated=line["estimated"],
             ),
@@ -207,7 +209,12 @@ def sum_rollups(
     for hour, fields in hours:
         for name, amount in fields.items():
             *values, metric = name.split(_SEPARATOR)
-            known = dict(zip(DIMENSIONS, values, strict=True)) | {"hour": hour, "tenant": tenant}
+            # Roll-ups of an older version have fewer dimensions.
+            known = (
+                dict.fromkeys(DIMENSIONS, "")
+                | dict(zip(DIMENSIONS, values, strict=False))
+                | {"hour": hour, "tenant": tenant}
+            )
             key = tuple(known[dimension] for dimension in group_by)
             rows.setdefault(key, CostSum(key)).add(metric, amount)
             total.add(metric, amount)

@@ -48,10 +48,11 @@ class Vector:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A text's vector and what it cost, in nano-USD."""
+    """A text's vector and what it cost, in nano-USD. `truncated`: the vector knows only the text's beginning."""
 
     vector: Vector
     cost: int
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +73,16 @@ class Found:
     verifier_cost: int = 0
     input_token_delta: int = 0
     semantic_unavailable: bool = False
+    namespace_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Models to try in order, why, and an upper bound of the first one's cost, in nano-USD."""
+    """Models to try in order, at least one, and why; `cost` is that of routing, in nano-USD."""
 
     candidates: tuple[str, ...]
     tier: str
     reason: str
-    estimated_cost: int = 0
     cost: int = 0
 
 
@@ -121,10 +122,11 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class StreamStarted:
-    """A model began to answer."""
+    """A model began to answer; `component` is where its cost arises."""
 
     model: str
     vendor: str
+    component: str = "provider"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +152,16 @@ class Cache(Protocol):
         ...
 
     async def store(
-        self, question: Question, vector: Vector | None, answer: Answer, usage: Usage, model: str, tier: str
+        self,
+        question: Question,
+        vector: Vector | None,
+        answer: Answer,
+        usage: Usage,
+        model: str,
+        tier: str,
+        namespace_version: int | None,
     ) -> str:
-        """The new entry's id; empty when it was not to be stored."""
+        """The new entry's id; empty when it was not to be stored, as when the namespace was purged since `namespace_version`."""
         ...
 
 
@@ -181,10 +190,14 @@ class Provider(Protocol):
 class Budgets(Protocol):
     """Spending limits."""
 
-    async def reserve(self, tenant: str, namespace: str, amount: int, reservation_id: str) -> bool:
-        """Sets `amount` nano-USD aside. Raises BudgetExceeded; False when there is no limit, so nothing was reserved."""
+    async def reserve(self, tenant: str, namespace: str, amount: int, reservation_id: str) -> None:
+        """Sets `amount` nano-USD aside where the namespace has a limit. Raises BudgetExceeded."""
         ...
 
     async def release(self, tenant: str, namespace: str, reservation_id: str) -> None:
         """Gives a reservation back that led to no cost."""
+        ...
+
+    def settle(self, tenant: str, namespace: str, reservation_id: str, actual: int) -> None:
+        """Notes what a reservation came to. The ledger settles those in the shared store; this is for those made without it."""
         ...

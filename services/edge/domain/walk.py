@@ -7,12 +7,12 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from services.common.chat import Answer, AnswerBuilder, Chat, Delta, FinishReason, deltas_of
 from services.common.clock import Clock
-from services.common.errors import InvalidInput, MeshError, StreamCut, UnknownModel, Violation
+from services.common.errors import DeadlineExceeded, InvalidInput, MeshError, StreamCut, UnknownModel, Violation
 from services.common.money import Bill, CostItem, Rates, Usage, price
 from services.common.tokens import estimate_chat_tokens, estimate_tokens
 from services.edge.domain.bill import answer_bill, failure_bill, hit_bill
@@ -36,7 +36,8 @@ from services.edge.domain.ports import (
 
 T = TypeVar("T")
 
-LONG_TEXT = 65_536  # characters
+BUDGETED_OUTPUT_TOKENS = 4096  # longest answer where a budget applies and the caller sets no limit
+FAILED_ATTEMPTS = 3  # attempts before the one that answers, of which a vendor may bill the prompt
 MAX_EMBED_BYTES = 65_536  # the embedder takes no longer text, and no paraphrase is that long
 
 
@@ -51,15 +52,16 @@ class NamespaceRules:
     compression_rate: float
     min_block_tokens: int
     default_tier: str
-    default_candidates: tuple[str, ...]
+    budgeted: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The policy as the walk sees it: namespaces, the baseline's rates, and what any model costs."""
+    """The policy as the walk sees it: namespaces, the models of each tier, and what any model and the baseline cost today."""
 
     namespaces: dict[str, NamespaceRules]
-    baseline: Rates
+    tiers: dict[str, tuple[str, ...]]
+    baseline: Callable[[], Rates]
     rates: Callable[[str], Rates | None]
 
 
@@ -121,9 +123,11 @@ class _Trip:
     cache_reason: str = ""
     similarity: float | None = None
     route: Route | None = None
-    chat: Chat | None = None
+    namespace_version: int | None = None
+    calling: Chat | None = None
     removed_tokens: int = 0
     reserved: bool = False
+    unpriced: bool = False
     recorded: bool = False
 
     @property
@@ -173,7 +177,9 @@ class Walk:
                 usage, receipt = self._settle_hit(trip, found)
                 return Completed(found.answer, usage, receipt)
             route, chat = await self._plan(trip)
+            trip.calling = chat
             made = await self._provider.generate(question, chat, route.candidates)
+            trip.calling = None
             return await self._settle_answer(trip, made.answer, made.usage, made.charge, made.model)
         except BaseException as error:
             await self._settle_failure(trip, error)
@@ -202,16 +208,18 @@ class Walk:
     async def _generate_stream(self, trip: _Trip) -> AsyncGenerator[Event, None]:
         route, chat = await self._plan(trip)
         builder = AnswerBuilder()
-        model = ""
+        model, component = "", "provider"
+        trip.calling = chat
         try:
             # The generator holds the upstream call: it is closed with us, whatever happens.
             async with aclosing(self._provider.stream(trip.question, chat, route.candidates)) as events:
                 async for event in events:
                     match event:
                         case StreamStarted():
-                            model = event.model
+                            model, component = event.model, event.component
                             yield Began(self._receipt(trip, model))
                         case StreamFinished(reason, usage, charge):
+                            trip.calling = None
                             done = await self._settle_answer(trip, builder.build(reason), usage, charge, model)
                             yield Ended(reason, usage, done.receipt)
                             return
@@ -221,17 +229,19 @@ class Walk:
             raise StreamCut("the answer broke off before it was finished")
         except BaseException as error:
             # A provider that is still there knows better than we do what the broken answer cost.
-            if model and _wasted(error) is None:
-                self._charge_streamed(trip, chat, builder, model)
+            if model and _wasted(error) is None and not trip.recorded:
+                trip.calling = None
+                self._charge_broken(trip, chat, builder.text, model, component)
             raise
 
-    def _charge_streamed(self, trip: _Trip, chat: Chat, builder: AnswerBuilder, model: str) -> None:
-        """The vendor bills what it streamed, also when nobody got the whole of it: estimated, and marked as such."""
+    def _charge_broken(self, trip: _Trip, chat: Chat, text: str, model: str, component: str = "provider") -> None:
+        """A vendor bills the prompt and what it wrote, also when nobody got the whole of it: an estimate, as overhead."""
         rates = self._rules.rates(model)
-        if trip.recorded or rates is None:
+        if rates is None:
+            trip.unpriced = True
             return
-        usage = Usage(estimate_chat_tokens(chat), estimate_tokens(builder.text), estimated=True)
-        trip.spend("provider", model, price(rates, usage))
+        usage = Usage(estimate_chat_tokens(chat), estimate_tokens(text), estimated=True)
+        trip.spend(component, model, price(rates, usage))
 
     def _start(self, question: Question) -> _Trip:
         rules = self._rules.namespaces.get(question.namespace)
@@ -251,6 +261,7 @@ class Walk:
             found = await self._try("cache", trip, self._cache.lookup(question, None))
             if found is None:
                 return None
+            trip.namespace_version = found.namespace_version
             if found.answer is not None:
                 trip.outcome = "exact_hit"
                 return found
@@ -260,11 +271,16 @@ class Walk:
         embedded: Embedded | None = await self._try("embedder", trip, self._embedder.embed(text))
         if embedded is None:
             return None
-        trip.vector = embedded.vector
         trip.spend("embedder", embedded.vector.model_id, embedded.cost)
+        if embedded.truncated:
+            # Two long texts with the same beginning would look the same, whatever they ask for at the end.
+            trip.cache_reason = "too_long_to_compare"
+            return None
+        trip.vector = embedded.vector
         found = await self._try("cache", trip, self._cache.lookup(question, embedded.vector))
         if found is None:
             return None
+        trip.namespace_version = found.namespace_version
         trip.cache_reason = found.reason
         trip.similarity = found.similarity
         trip.spend("verifier", embedded.vector.model_id, found.verifier_cost)
@@ -282,7 +298,7 @@ class Walk:
             route = self._default_route(trip)
         trip.route = route
         trip.spend("router", "", route.cost)
-        trip.chat = question.chat
+        chat = question.chat
         if rules.compress:
             shorter = await self._try(
                 "compressor",
@@ -292,28 +308,47 @@ class Walk:
             if shorter is not None:
                 trip.spend("compressor", "", shorter.cost)
                 if shorter.applied:
-                    trip.chat = shorter.chat
+                    chat = shorter.chat
                     trip.removed_tokens = max(shorter.original_tokens - shorter.kept_tokens, 0)
-        if sum(len(message.text) for message in trip.chat.messages) > LONG_TEXT:
-            # Counting its tokens would hold up everybody else's answers.
-            bound = await asyncio.to_thread(self._upper_bound, route, trip.chat)
-        else:
-            bound = self._upper_bound(route, trip.chat)
-        trip.reserved = await self._budgets.reserve(question.tenant, question.namespace, bound, trip.record_id)
-        return route, trip.chat
+        if rules.budgeted:
+            if chat.sampling.max_output_tokens is None:
+                # A reservation is a bound only when the answer has one.
+                chat = replace(chat, sampling=replace(chat.sampling, max_output_tokens=BUDGETED_OUTPUT_TOKENS))
+            # Off the loop: counting a long prompt's tokens would hold up everybody else's answers.
+            bound = await asyncio.to_thread(self._upper_bound, route, chat)
+            # Whoever leaves while this runs may have reserved, so the reservation is named before it is made.
+            trip.reserved = True
+            await self._budgets.reserve(question.tenant, question.namespace, bound, trip.record_id)
+        return route, chat
 
     def _default_route(self, trip: _Trip) -> Route:
-        """Without the router: a model that was named is taken at its word, anything else gets the default tier."""
-        name = trip.question.model.split(":")[0]
+        """Without the router: a tier or model that was named is taken at its word; "auto" gets the default tier.
+
+        Raises UnknownModel for any other name.
+        """
+        name = trip.question.model.removesuffix(":floor").removesuffix(":nitro")
+        if name in ("", "auto"):
+            tier = trip.rules.default_tier
+            return Route(self._rules.tiers[tier], tier, "router is down: default tier")
+        if name in self._rules.tiers:
+            return Route(self._rules.tiers[name], name, "router is down: the tier was named")
         if self._rules.rates(name) is not None:
-            return Route((name,), "", "router is down; the model was named")
-        return Route(trip.rules.default_candidates, trip.rules.default_tier, "router is down; default tier")
+            return Route((name,), "", "router is down: the model was named")
+        raise UnknownModel(f"no tier and no model is named {name!r}")
 
     def _upper_bound(self, route: Route, chat: Chat) -> int:
-        """The most that any candidate may cost for this prompt and the longest answer asked for."""
-        usage = Usage(estimate_chat_tokens(chat) * 5 // 4, chat.sampling.max_output_tokens or 4096)
-        known = [price(rates, usage) for model in route.candidates if (rates := self._rules.rates(model)) is not None]
-        return max(known, default=0)
+        """The most that this may cost in nano-USD: the dearest candidate's longest answer, after its prompt was billed in vain
+        a few times. A prompt is taken to be a quarter longer than the estimate, and to be written to the dearest cache.
+        """
+        prompt = estimate_chat_tokens(chat) * 5 // 4
+        output = chat.sampling.max_output_tokens or BUDGETED_OUTPUT_TOKENS
+        known = [rates for model in route.candidates if (rates := self._rules.rates(model)) is not None]
+        bounds = [
+            (1 + FAILED_ATTEMPTS) * prompt * max(rates.input, rates.cache_write, rates.cache_write_long)
+            + output * rates.output
+            for rates in known
+        ]
+        return max(bounds, default=0) // 1_000_000 + 1
 
     def _settle_hit(self, trip: _Trip, found: Found) -> tuple[Usage, Receipt]:
         stored = found.usage
@@ -323,7 +358,7 @@ class Walk:
             reasoning_output_tokens=stored.reasoning_output_tokens,
             estimated=stored.estimated or found.input_token_delta != 0,
         )
-        bill = hit_bill(self._rules.baseline, usage, trip.overhead)
+        bill = hit_bill(self._rules.baseline(), usage, trip.overhead)
         self._record(trip, found.model, found.tier, usage, bill)
         return usage, Receipt(
             trip.question.request_id,
@@ -339,7 +374,7 @@ class Walk:
         )
 
     async def _settle_answer(self, trip: _Trip, answer: Answer, usage: Usage, charge: Charge, model: str) -> Completed:
-        bill = answer_bill(self._rules.baseline, model, usage, charge, trip.removed_tokens, trip.overhead)
+        bill = answer_bill(self._rules.baseline(), model, usage, charge, trip.removed_tokens, trip.overhead)
         tier = trip.route.tier if trip.route else ""
         # First the money, then the cache: an answer that was paid for is on record whatever happens next.
         self._record(trip, model, tier, usage, bill)
@@ -349,7 +384,8 @@ class Walk:
     async def _store(self, trip: _Trip, answer: Answer, usage: Usage, model: str, tier: str) -> str:
         question, rules = trip.question, trip.rules
         unwanted = question.control.no_store or trip.too_hot or not (rules.exact or rules.semantic)
-        if unwanted or "cache" in trip.degraded:
+        # Without the router the answer may come from a lesser tier than the question deserves: good for now, not for an hour.
+        if unwanted or "cache" in trip.degraded or "router" in trip.degraded:
             return ""
         # What the answer takes without our tricks: the baseline of the hits to come.
         plain = Usage(
@@ -359,10 +395,8 @@ class Walk:
             estimated=usage.estimated or trip.removed_tokens > 0,
         )
         vector = trip.vector if rules.semantic else None
-        try:
-            return await self._try("cache", trip, self._cache.store(question, vector, answer, plain, model, tier)) or ""
-        except InvalidInput:
-            return ""  # the cache cannot take it; the answer is there and paid for
+        call = self._cache.store(question, vector, answer, plain, model, tier, trip.namespace_version)
+        return await self._try("cache", trip, call) or ""
 
     async def _settle_failure(self, trip: _Trip, error: BaseException) -> None:
         if trip.recorded:
@@ -371,9 +405,13 @@ class Walk:
         if isinstance(error, Exception) and not isinstance(error, MeshError):
             reason = "INTERNAL"
         trip.spend("provider", "", _wasted(error) or 0)
+        left = not isinstance(error, MeshError) or isinstance(error, DeadlineExceeded)
+        if left and trip.calling is not None and trip.route is not None and _wasted(error) is None:
+            # Nobody tells what was written for a caller who left; the prompt at least was sent.
+            self._charge_broken(trip, trip.calling, "", trip.route.candidates[0])
         trip.outcome = "error"
-        bill = failure_bill(trip.overhead)
-        model = next((item.model for item in trip.overhead if item.component == "provider"), "")
+        bill = failure_bill(trip.overhead, trip.unpriced)
+        model = next((item.model for item in trip.overhead if item.component in ("provider", "engine")), "")
         self._record(trip, model, trip.route.tier if trip.route else "", Usage(), bill, reason)
         if trip.reserved and not bill.actual:
             # The caller may be gone: giving the reservation back must not depend on it.
@@ -383,6 +421,8 @@ class Walk:
     def _record(self, trip: _Trip, model: str, tier: str, usage: Usage, bill: Bill, error: str = "") -> None:
         trip.recorded = True
         question = trip.question
+        if trip.reserved:
+            self._budgets.settle(question.tenant, question.namespace, trip.record_id, bill.actual)
         self._spool.append(
             UsageRecord(
                 trip.record_id,
@@ -418,10 +458,14 @@ class Walk:
         )
 
     async def _try(self, service: str, trip: _Trip, call: Awaitable[T]) -> T | None:
-        """The call's result, or None when the service failed: the walk goes on without it. Bad input is still an error."""
+        """The call's result, or None when the service failed: the walk goes on without it.
+
+        The question was checked on arrival, so a service that calls it invalid is as good as down. What models there are, only
+        the router knows.
+        """
         try:
             return await call
-        except (InvalidInput, UnknownModel):
+        except UnknownModel:
             raise
         except MeshError as error:
             if service not in trip.degraded:

@@ -24,6 +24,7 @@ from services.edge.domain.walk import NamespaceRules, Rules, Walk
 BASELINE = Rates(2_500_000_000, 10_000_000_000)
 CHEAP = Rates(150_000_000, 600_000_000)
 BOOK = {"gpt-4o": BASELINE, "gpt-4o-mini": CHEAP, "small": Rates(10_000_000, 40_000_000)}
+TIERS = {"simple": ("small",), "medium": ("gpt-4o-mini",), "reasoning": ("gpt-4o",)}
 VECTOR = Vector(b"\0\0\x80?", "tiny", 1)
 USAGE = Usage(input_tokens=1000, output_tokens=100)
 EMBED_COST, ROUTE_COST, VERIFIER_COST, COMPRESS_COST = 7, 3, 11, 13
@@ -65,7 +66,7 @@ def namespace_rules(**fields) -> NamespaceRules:
         "compression_rate": 0.5,
         "min_block_tokens": 10,
         "default_tier": "medium",
-        "default_candidates": ("gpt-4o-mini",),
+        "budgeted": False,
     }
     return NamespaceRules(**(defaults | fields))
 
@@ -100,6 +101,7 @@ class FakeCache(FakePort):
         self.exact: Found = Found()
         self.semantic: Found = Found(reason="no_candidate", verifier_cost=VERIFIER_COST)
         self.store_error: MeshError | None = None
+        self.version: int | None = None
         self.stored: list[tuple[Question, Vector | None, Answer, Usage, str, str]] = []
 
     async def lookup(self, question: Question, vector: Vector | None) -> Found:
@@ -107,8 +109,16 @@ class FakeCache(FakePort):
         return self.exact if vector is None else self.semantic
 
     async def store(
-        self, question: Question, vector: Vector | None, answer: Answer, usage: Usage, model: str, tier: str
+        self,
+        question: Question,
+        vector: Vector | None,
+        answer: Answer,
+        usage: Usage,
+        model: str,
+        tier: str,
+        namespace_version: int | None,
     ) -> str:
+        self.version = namespace_version
         if self.store_error or self.error:
             raise self.store_error or self.error
         self.stored.append((question, vector, answer, usage, model, tier))
@@ -121,7 +131,7 @@ class FakeRouter(FakePort):
     async def route(self, question: Question, vector: Vector | None) -> Route:
         self.vector = vector
         self.called()
-        return Route(("gpt-4o-mini", "gpt-4o"), "medium", "short question", 5, ROUTE_COST)
+        return Route(("gpt-4o-mini", "gpt-4o"), "medium", "short question", ROUTE_COST)
 
 
 class FakeCompressor(FakePort):
@@ -183,21 +193,22 @@ class FakeProvider(FakePort):
 class FakeBudgets(FakePort):
     def __init__(self) -> None:
         super().__init__()
-        self.limited = False
         self.reserved: dict[str, int] = {}
         self.released: list[str] = []
+        self.settled: dict[str, int] = {}
         self.release_error: MeshError | None = None
 
-    async def reserve(self, tenant: str, namespace: str, amount: int, reservation_id: str) -> bool:
+    async def reserve(self, tenant: str, namespace: str, amount: int, reservation_id: str) -> None:
         self.called()
-        if self.limited:
-            self.reserved[reservation_id] = amount
-        return self.limited
+        self.reserved[reservation_id] = amount
 
     async def release(self, tenant: str, namespace: str, reservation_id: str) -> None:
         if self.release_error:
             raise self.release_error
         self.released.append(reservation_id)
+
+    def settle(self, tenant: str, namespace: str, reservation_id: str, actual: int) -> None:
+        self.settled[reservation_id] = actual
 
 
 class FakeSpool:
@@ -221,7 +232,7 @@ class World:
         self.spool = FakeSpool()
         self.degraded: list[tuple[str, str]] = []
         self.walk = Walk(
-            Rules({"default": namespace_rules(**rules)}, BASELINE, BOOK.get),
+            Rules({"default": namespace_rules(**rules)}, TIERS, lambda: BASELINE, BOOK.get),
             self.embedder,
             self.cache,
             self.router,

@@ -18,7 +18,7 @@ from services.common.errors import (
 )
 from services.common.money import Rates, Usage, price
 from services.common.tokens import estimate_chat_tokens, estimate_tokens
-from services.edge.domain.ports import CacheControl, Charge, Found
+from services.edge.domain.ports import CacheControl, Charge, Embedded, Found, Question, Route, Vector
 from services.edge.domain.walk import Began, Completed, Ended, Walk
 from tests.unit.edge.fakes import (
     BASELINE,
@@ -88,8 +88,7 @@ async def test_a_semantic_hit_costs_its_embedding_and_its_verdict(streaming):
 
 @both
 async def test_a_miss_is_routed_generated_stored_and_recorded(streaming):
-    world = World()
-    world.budgets.limited = True
+    world = World(budgeted=True)
     done = await completed(world, question(endpoint="faq", user="u1"), streaming)
     assert done.answer == text_answer()
     assert done.receipt.outcome == "miss"
@@ -114,11 +113,12 @@ async def test_a_miss_is_routed_generated_stored_and_recorded(streaming):
 
 
 async def test_the_reservation_covers_the_dearest_candidate_and_the_longest_answer():
-    world = World()
-    world.budgets.limited = True
+    world = World(budgeted=True)
     await world.walk.complete(question())
     (reserved,) = world.budgets.reserved.values()
     assert reserved >= price(BASELINE, Usage(1, 4096))
+    # The bound is one because the model is held to it.
+    assert world.provider.chats[0].sampling.max_output_tokens == 4096
 
 
 async def test_a_started_stream_knows_the_model_and_not_yet_the_bill():
@@ -171,7 +171,7 @@ async def test_an_answer_that_the_cache_refuses_is_given_all_the_same():
     done = await world.walk.complete(question())
     assert done.answer == text_answer()
     assert done.receipt.entry_id == ""
-    assert done.receipt.degraded == ()
+    assert done.receipt.degraded == ("cache",)
 
 
 async def test_without_vectors_in_the_cache_it_says_so():
@@ -250,8 +250,7 @@ async def test_everything_but_the_provider_may_be_down_at_once(streaming, name):
 
 @both
 async def test_when_no_candidate_answers_the_reservation_returns_and_nothing_is_stored(streaming):
-    world = World()
-    world.budgets.limited = True
+    world = World(budgeted=True)
     world.provider.error = AllCandidatesFailed("tried gpt-4o-mini")
     with pytest.raises(AllCandidatesFailed):
         await completed(world, question(), streaming)
@@ -267,8 +266,7 @@ async def test_when_no_candidate_answers_the_reservation_returns_and_nothing_is_
 
 @both
 async def test_a_failure_that_cost_nothing_releases_its_reservation_at_once(streaming):
-    world = World(exact=False, semantic=False)
-    world.budgets.limited = True
+    world = World(exact=False, semantic=False, budgeted=True)
     world.down("router")
     world.provider.error = AllCandidatesFailed("nobody")
     with pytest.raises(AllCandidatesFailed):
@@ -277,8 +275,7 @@ async def test_a_failure_that_cost_nothing_releases_its_reservation_at_once(stre
 
 
 async def test_a_release_that_fails_leaves_the_real_error():
-    world = World(exact=False, semantic=False)
-    world.budgets.limited = True
+    world = World(exact=False, semantic=False, budgeted=True)
     world.budgets.release_error = NotReady("redis")
     world.down("router")
     world.provider.error = AllCandidatesFailed("nobody")
@@ -308,7 +305,7 @@ async def test_a_wasted_cost_that_is_no_number_is_not_believed(nonsense):
 
 @both
 async def test_a_spent_budget_ends_the_walk_before_a_model_is_asked(streaming):
-    world = World()
+    world = World(budgeted=True)
     world.budgets.error = BudgetExceeded("spent")
     with pytest.raises(BudgetExceeded):
         await completed(world, question(), streaming)
@@ -318,7 +315,7 @@ async def test_a_spent_budget_ends_the_walk_before_a_model_is_asked(streaming):
 
 
 async def test_a_spent_budget_still_serves_hits():
-    world = World()
+    world = World(budgeted=True)
     world.budgets.error = BudgetExceeded("spent")
     world.cache.exact = hit()
     assert (await world.walk.complete(question())).receipt.outcome == "exact_hit"
@@ -430,8 +427,7 @@ async def test_an_unpriced_answer_is_flagged_and_saves_nothing():
 
 @pytest.mark.parametrize("error", [StreamCut("gone"), None], ids=["error", "silent end"])
 async def test_a_cut_stream_is_never_finished_or_stored_and_its_cost_is_estimated(error):
-    world = World()
-    world.budgets.limited = True
+    world = World(budgeted=True)
     world.provider.error, world.provider.cut_after = error, 1
     seen = []
     asked = question()
@@ -463,8 +459,7 @@ async def test_a_cut_that_the_provider_priced_is_counted_once(kind):
 
 
 async def test_a_caller_who_leaves_between_two_pieces_pays_for_what_was_streamed():
-    world = World()
-    world.budgets.limited = True
+    world = World(budgeted=True)
     events = world.walk.stream(question())
     assert isinstance(await anext(events), Began)
     assert await anext(events) == TextDelta("Ye")
@@ -499,19 +494,103 @@ async def test_a_caller_who_leaves_while_the_model_thinks_pays_for_what_was_stre
     assert world.cache.stored == []
 
 
-async def test_a_cancelled_answer_releases_its_reservation():
-    world = World(exact=False, semantic=False)
-    world.budgets.limited = True
-    world.down("router")
+async def test_a_cancelled_answer_pays_for_its_prompt_and_settles_its_reservation():
+    world = World(exact=False, semantic=False, budgeted=True)
     world.provider.hangs = True
     task = asyncio.create_task(world.walk.complete(question()))
     await until(lambda: bool(world.provider.calls))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert world.record.error == "CANCELLED"
-    assert world.budgets.released == [world.record.record_id]
+    record = world.record
+    assert record.error == "CANCELLED"
+    assert record.reservation_id == record.record_id
+    assert [item.cost for item in record.bill.items if item.component == "provider"] > [0]
+    assert world.budgets.settled == {record.record_id: record.bill.actual}
     assert world.cache.stored == []
+
+
+async def test_who_leaves_while_money_is_reserved_gets_the_reservation_back():
+    world = World(exact=False, semantic=False, budgeted=True)
+    world.down("router")
+    reserving = asyncio.Event()
+
+    async def reserve(tenant: str, namespace: str, amount: int, reservation_id: str) -> None:
+        reserving.set()
+        await asyncio.Event().wait()
+
+    world.budgets.reserve = reserve  # type: ignore[method-assign]
+    task = asyncio.create_task(world.walk.complete(question()))
+    await reserving.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert world.budgets.released == [world.record.record_id]
+
+
+async def test_a_cancelled_answer_of_a_model_without_a_price_is_flagged():
+    world = World(exact=False, semantic=False)
+    world.provider.hangs = True
+
+    async def route(question: Question, vector: Vector | None) -> Route:
+        return Route(("brand-new",), "", "pinned")
+
+    world.router.route = route  # type: ignore[method-assign]
+    task = asyncio.create_task(world.walk.complete(question()))
+    await until(lambda: bool(world.provider.calls))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert world.record.bill.unpriced
+
+
+@pytest.mark.parametrize(
+    ("model", "candidates"),
+    [
+        ("auto", ("gpt-4o-mini",)),
+        ("", ("gpt-4o-mini",)),
+        ("reasoning", ("gpt-4o",)),
+        ("simple:floor", ("small",)),
+        ("gpt-4o:nitro", ("gpt-4o",)),
+    ],
+)
+async def test_without_the_router_a_pin_is_kept_and_nothing_is_stored(model, candidates):
+    world = World()
+    world.down("router")
+    await world.walk.complete(question(model=model))
+    assert world.provider.candidates == candidates
+    assert world.cache.stored == []
+
+
+@pytest.mark.parametrize("model", ["gpt-99", "llama3:8b", "reasoning:fast"])
+async def test_without_the_router_an_unknown_model_is_still_an_error(model):
+    world = World()
+    world.down("router")
+    with pytest.raises(UnknownModel):
+        await world.walk.complete(question(model=model))
+    assert world.provider.calls == 0
+
+
+async def test_a_text_that_was_embedded_in_part_is_neither_compared_nor_stored_with_its_vector():
+    world = World()
+
+    async def embed(text: str) -> Embedded:
+        return Embedded(VECTOR, EMBED_COST, truncated=True)
+
+    world.embedder.embed = embed  # type: ignore[method-assign]
+    done = await world.walk.complete(question())
+    assert done.receipt.cache_reason == "too_long_to_compare"
+    assert world.cache.calls == 1
+    (stored,) = world.cache.stored
+    assert stored[1] is None
+
+
+async def test_an_answer_is_stored_for_the_namespaces_version_at_its_lookup():
+    world = World()
+    world.cache.exact = Found(namespace_version=7)
+    world.cache.semantic = Found(namespace_version=7)
+    await world.walk.complete(question())
+    assert world.cache.version == 7
 
 
 async def test_an_unexpected_error_is_on_record_as_internal():
