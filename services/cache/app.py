@@ -4,6 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from llmmesh.cache.v1.cache_pb2_grpc import add_CacheServiceServicer_to_server
+from services.cache.adapters.background import repeated
 from services.cache.adapters.qdrant import open_qdrant
 from services.cache.adapters.redis import open_redis
 from services.cache.convert import rules_of
@@ -27,7 +28,6 @@ async def build(settings: CacheSettings, stack: AsyncExitStack) -> list[Service]
             settings.redis_url.get_secret_value(),
             timeout=settings.redis_timeout_seconds,
             connections=settings.redis_connections,
-            note_interval=NOTE_INTERVAL_S,
             note_ttl=settings.request_memory_seconds,
         )
     )
@@ -40,9 +40,13 @@ async def build(settings: CacheSettings, stack: AsyncExitStack) -> list[Service]
             timeout=settings.qdrant_timeout_seconds,
         )
     )
-    sweeper = asyncio.create_task(vectors.remove_expired_forever(settings.sweep_seconds))
-    stack.callback(sweeper.cancel)
-    cache = SemanticCache(bodies, vectors, SystemClock())
+    clock = SystemClock()
+    # So that a hit does not wait until it is noted which entry answered the request.
+    await stack.enter_async_context(repeated(bodies.flush_notes, NOTE_INTERVAL_S, "requests_not_noted"))
+    await stack.enter_async_context(
+        repeated(lambda: vectors.remove_expired(clock.now()), settings.sweep_seconds, "vectors_not_swept")
+    )
+    cache = SemanticCache(bodies, vectors, clock)
     stack.push_async_callback(cache.close)
 
     async def missing() -> str | None:

@@ -138,7 +138,14 @@ def fresh_from(request: cache_pb2.StoreRequest) -> Fresh:
         )
         return entry.SerializeToString()
 
-    return Fresh(answer, payload, ttl_class or "", tuple(dict.fromkeys(request.tags)), request.pinned)
+    return Fresh(
+        answer,
+        payload,
+        ttl_class or "",
+        tuple(dict.fromkeys(request.tags)),
+        request.pinned,
+        request.namespace_version if request.HasField("namespace_version") else None,
+    )
 
 
 def _is_whole(answer: chat_pb2.Answer) -> bool:
@@ -165,6 +172,7 @@ def lookup_response(found: Found) -> cache_pb2.LookupResponse:
         scope_key=found.scope_key,
         semantic_unavailable=found.semantic_unavailable,
         input_token_delta=found.token_delta,
+        namespace_version=found.version,
     )
     if found.payload is not None:
         response.entry.ParseFromString(found.payload)

@@ -5,7 +5,6 @@ It speaks through the gRPC stubs of the client: its own conversion of every requ
 
 import asyncio
 import re
-import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +28,7 @@ class QdrantVectors:
         self._address = address
         self._prefix = prefix
         self._timeout = timeout
+        self._patience = max(10.0, timeout)  # building a collection takes longer than a search
         self._ensured: set[str] = set()
         self._creating = asyncio.Lock()
 
@@ -108,15 +108,6 @@ class QdrantVectors:
             if collection.name.startswith(self._prefix):
                 await self._delete(collection.name, pb.PointsSelector(filter=pb.Filter(must=[ended])))
 
-    async def remove_expired_forever(self, interval: float) -> None:
-        """Removes what has ended every `interval` seconds."""
-        while True:
-            await asyncio.sleep(interval)
-            try:
-                await self.remove_expired(time.time())
-            except VectorsUnavailable:
-                continue
-
     async def _delete(self, name: str, selector: pb.PointsSelector) -> None:
         request = pb.DeletePoints(collection_name=name, points=selector, wait=False)
         try:
@@ -129,25 +120,31 @@ class QdrantVectors:
         if name in self._ensured:
             return
         async with self._creating:
+            if name in self._ensured:
+                return
             exists = await self._client.grpc_collections.CollectionExists(
                 pb.CollectionExistsRequest(collection_name=name), timeout=self._timeout
             )
             if not exists.result.exists:
                 await self._create(name, dimensions)
+            # Also where the collection was there: whoever made it may have been cut off before its indexes.
+            await self._index(name)
             self._ensured.add(name)
 
     async def _create(self, name: str, dimensions: int) -> None:
         params = pb.VectorParams(size=dimensions, distance=pb.Distance.Cosine)
-        # Building takes longer than a search: it has its own, wider limit.
-        patience = max(10.0, self._timeout)
         try:
             await self._client.grpc_collections.Create(
                 pb.CreateCollection(collection_name=name, vectors_config=pb.VectorsConfig(params=params)),
-                timeout=patience,
+                timeout=self._patience,
             )
         except grpc.RpcError as error:
+            # Another replica may have been faster, which Qdrant tells by either of these.
             if _code(error) not in (grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.INVALID_ARGUMENT):
-                raise  # another replica was faster
+                raise
+
+    async def _index(self, name: str) -> None:
+        """Makes the indexes of what is filtered by; Qdrant leaves alone those that are there."""
         keyword = pb.PayloadIndexParams(keyword_index_params=pb.KeywordIndexParams(is_tenant=True))
         for field, kind, options in (
             ("tenant", pb.FieldType.FieldTypeKeyword, keyword),
@@ -158,11 +155,13 @@ class QdrantVectors:
                 pb.CreateFieldIndexCollection(
                     collection_name=name, field_name=field, field_type=kind, field_index_params=options, wait=True
                 ),
-                timeout=patience,
+                timeout=self._patience,
             )
 
     def _name(self, model_id: str, dimensions: int) -> str:
-        return f"{self._prefix}{re.sub(r'[^A-Za-z0-9._-]', '_', model_id)}-{dimensions}"
+        # Whatever is no plain character becomes its code: two models must never share a collection.
+        plain = re.sub(r"[^A-Za-z0-9.-]", lambda match: f"_{ord(match[0]):x}_", model_id)
+        return f"{self._prefix}{plain}-{dimensions}"
 
 
 @asynccontextmanager

@@ -12,10 +12,10 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -23,12 +23,10 @@ from redis.exceptions import RedisError
 
 from services.cache.domain.lookup import Body, Header, StoreUnavailable
 
-log = structlog.get_logger()
-
 _PREFIX = struct.Struct("<BddI")  # format, created, expires (0 for never), length of the header
 _FORMAT = 1
 _INFINITE = float("inf")
-_MAX_NOTES = 20_000
+_MAX_NOTES = 20_000  # request ids that wait to be written; further ones are not noted
 _MAX_TRIPS = 2  # reads under way at once; what arrives meanwhile shares the next one
 _MAX_SHARED = 64
 
@@ -43,15 +41,16 @@ class _Fetch:
 class RedisBodies:
     """Entries, versions, tags and request ids in Redis."""
 
-    def __init__(self, redis: Redis, address: str, *, note_interval: float, note_ttl: int) -> None:
-        """`note_interval` seconds between writes of request ids; each lives `note_ttl` seconds."""
+    def __init__(self, redis: Redis, address: str, *, note_ttl: int) -> None:
+        """`address` names it in messages; a request id lives `note_ttl` seconds."""
         self._redis = redis
         self._address = address
-        self._note_interval = note_interval
         self._note_ttl = note_ttl
         self._notes: dict[str, str] = {}
+        self._writing_notes = asyncio.Lock()
         self._waiting: list[_Fetch] = []
-        self._trips: set[asyncio.Task[None]] = set()
+        self._trips = 0
+        self._tasks: set[asyncio.Task[None]] = set()  # the event loop itself holds them weakly
 
     async def missing(self) -> str | None:
         """None when Redis answers."""
@@ -67,29 +66,34 @@ class RedisBodies:
         loop = asyncio.get_running_loop()
         waiting = _Fetch(tenant, keys, loop.create_future())
         self._waiting.append(waiting)
-        if len(self._trips) < _MAX_TRIPS:
-            trip = loop.create_task(self._fetch_waiting())
-            self._trips.add(trip)
-            trip.add_done_callback(self._trips.discard)
+        if self._trips < _MAX_TRIPS:
+            self._trips += 1
+            task = loop.create_task(self._fetch_waiting())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         version, *values = await waiting.values
         return int(version or 0), [_unpack(value) for value in values]
 
     async def _fetch_waiting(self) -> None:
         """Reads for all calls that wait: under load a trip to Redis is shared, which is most of its cost."""
-        while self._waiting:
-            batch, self._waiting = self._waiting[:_MAX_SHARED], self._waiting[_MAX_SHARED:]
-            by_tenant: dict[str, list[_Fetch]] = {}
-            for fetch in batch:
-                by_tenant.setdefault(fetch.tenant, []).append(fetch)
-            groups = list(by_tenant.values())
-            try:
-                replies = await self._read([[key for fetch in group for key in fetch.keys] for group in groups])
-            except Exception as error:  # whatever it is, the calls that wait must hear of it
-                down = isinstance(error, RedisError | OSError | TimeoutError)
-                for fetch in batch:
-                    if not fetch.values.done():
-                        fetch.values.set_exception(StoreUnavailable(str(error)) if down else error)
-                continue
+        try:
+            while self._waiting:
+                first, self._waiting = self._waiting[:_MAX_SHARED], self._waiting[_MAX_SHARED:]
+                batch = [fetch for fetch in first if not fetch.values.done()]  # the others have given up
+                if batch:
+                    await self._fetch_batch(batch)
+        finally:
+            # Here, in the same step that saw nobody wait: by the time a callback of the task runs, another call may have
+            # counted this trip among those under way, started none, and would wait for ever.
+            self._trips -= 1
+
+    async def _fetch_batch(self, batch: list[_Fetch]) -> None:
+        by_tenant: dict[str, list[_Fetch]] = {}
+        for fetch in batch:
+            by_tenant.setdefault(fetch.tenant, []).append(fetch)
+        groups = list(by_tenant.values())
+        try:
+            replies = await self._read([[key for fetch in group for key in fetch.keys] for group in groups])
             for group, reply in zip(groups, replies, strict=True):
                 start = 0
                 for fetch in group:
@@ -97,6 +101,11 @@ class RedisBodies:
                     if not fetch.values.done():
                         fetch.values.set_result(reply[start:end])
                     start = end
+        except Exception as error:  # whatever it is, the calls that wait must hear of it
+            down = isinstance(error, RedisError | OSError | TimeoutError)
+            for fetch in batch:
+                if not fetch.values.done():
+                    fetch.values.set_exception(StoreUnavailable(str(error)) if down else error)
 
     async def _read(self, groups: list[list[str]]) -> "list[list[bytes | str | None]]":
         """One MGET a group, since the keys of a group share a slot, all in one trip."""
@@ -138,11 +147,16 @@ class RedisBodies:
             request_id=fields["r"],
         )
 
-    async def remove(self, tenant: str, entry_ids: Sequence[str]) -> int:
-        try:
-            return int(await self._redis.unlink(*(_entry_key(tenant, entry_id) for entry_id in entry_ids)))
-        except (TimeoutError, RedisError, OSError) as error:
-            raise StoreUnavailable from error
+    async def remove(self, tenant: str, namespace: str, entry_ids: Sequence[str], tag: str | None = None) -> int:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.unlink(*(_entry_key(tenant, entry_id) for entry_id in entry_ids))
+            if tag is not None:
+                pipe.zrem(_tag_key(tenant, namespace, tag), *entry_ids)
+            try:
+                removed, *_ = await pipe.execute()
+            except (TimeoutError, RedisError, OSError) as error:
+                raise StoreUnavailable from error
+        return int(removed)
 
     async def tagged(self, tenant: str, namespace: str, tag: str) -> list[str]:
         try:
@@ -151,18 +165,11 @@ class RedisBodies:
             raise StoreUnavailable from error
         return [member.decode() for member in members if isinstance(member, bytes)]
 
-    async def forget_tag(self, tenant: str, namespace: str, tag: str, entry_ids: Sequence[str]) -> None:
-        if not entry_ids:
-            return
-        try:
-            await self._redis.zrem(_tag_key(tenant, namespace, tag), *entry_ids)
-        except (TimeoutError, RedisError, OSError) as error:
-            raise StoreUnavailable from error
-
     async def answered(self, tenant: str, request_id: str) -> str | None:
+        key = _request_key(tenant, request_id)
         await self.flush_notes()
         try:
-            entry_id = await self._redis.get(_request_key(tenant, request_id))
+            entry_id = await self._redis.get(key)
         except (TimeoutError, RedisError, OSError) as error:
             raise StoreUnavailable from error
         return entry_id.decode() if isinstance(entry_id, bytes) else None
@@ -182,29 +189,30 @@ class RedisBodies:
         return version
 
     async def flush_notes(self) -> None:
-        """Writes the request ids that wait. What cannot be written now waits on."""
-        if not self._notes:
-            return
-        notes, self._notes = self._notes, {}
-        try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for key, entry_id in notes.items():
-                    pipe.set(key, entry_id, ex=self._note_ttl)
-                await pipe.execute()
-        except (TimeoutError, RedisError, OSError):
-            self._notes = {**notes, **self._notes}
+        """Writes the request ids that wait; when it returns, every one noted before the call is written.
 
-    async def write_notes_forever(self) -> None:
-        """Writes request ids in batches, so that a hit does not wait for it."""
-        while True:
-            await asyncio.sleep(self._note_interval)
-            await self.flush_notes()
-
+        What cannot be written waits on. Raises StoreUnavailable.
+        """
+        async with self._writing_notes:
+            if not self._notes:
+                return
+            notes, self._notes = self._notes, {}
+            written = False
+            try:
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for key, entry_id in notes.items():
+                        pipe.set(key, entry_id, ex=self._note_ttl)
+                    await pipe.execute()
+                written = True
+            except (TimeoutError, RedisError, OSError) as error:
+                raise StoreUnavailable from error
+            finally:
+                if not written:
+                    newest = list({**notes, **self._notes}.items())[-_MAX_NOTES:]
+                    self._notes = dict(newest)
 
 @asynccontextmanager
-async def open_redis(
-    url: str, *, timeout: float, connections: int, note_interval: float, note_ttl: int
-) -> AsyncIterator[RedisBodies]:
+async def open_redis(url: str, *, timeout: float, connections: int, note_ttl: int) -> AsyncIterator[RedisBodies]:
     """Bodies over a pool of connections that are made when first needed and again after a fault."""
     redis: Redis = Redis.from_url(
         url,
@@ -214,16 +222,19 @@ async def open_redis(
         # One more try with a fresh connection: a kept one may have died unseen.
         retry=Retry(NoBackoff(), 1),
     )
-    address = url.rsplit("@", 1)[-1].removeprefix("redis://").removeprefix("rediss://")
-    bodies = RedisBodies(redis, address, note_interval=note_interval, note_ttl=note_ttl)
-    writer = asyncio.create_task(bodies.write_notes_forever())
+    bodies = RedisBodies(redis, _address(url), note_ttl=note_ttl)
     try:
         yield bodies
     finally:
-        writer.cancel()
-        await asyncio.wait([writer])
-        await bodies.flush_notes()
+        with suppress(StoreUnavailable):
+            await bodies.flush_notes()
         await redis.aclose()
+
+
+def _address(url: str) -> str:
+    """The URL without what may be secret: user, password, and the query, which may hold them too."""
+    parts = urlsplit(url)
+    return parts.netloc.rpartition("@")[2] + parts.path
 
 
 def _entry_key(tenant: str, entry_id: str) -> str:

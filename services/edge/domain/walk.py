@@ -12,7 +12,15 @@ from typing import TypeVar
 
 from services.common.chat import Answer, AnswerBuilder, Chat, Delta, FinishReason, deltas_of
 from services.common.clock import Clock
-from services.common.errors import DeadlineExceeded, InvalidInput, MeshError, StreamCut, UnknownModel, Violation
+from services.common.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    InvalidInput,
+    MeshError,
+    StreamCut,
+    UnknownModel,
+    Violation,
+)
 from services.common.money import Bill, CostItem, Rates, Usage, price
 from services.common.tokens import estimate_chat_tokens, estimate_tokens
 from services.edge.domain.bill import answer_bill, failure_bill, hit_bill
@@ -318,7 +326,11 @@ class Walk:
             bound = await asyncio.to_thread(self._upper_bound, route, chat)
             # Whoever leaves while this runs may have reserved, so the reservation is named before it is made.
             trip.reserved = True
-            await self._budgets.reserve(question.tenant, question.namespace, bound, trip.record_id)
+            try:
+                await self._budgets.reserve(question.tenant, question.namespace, bound, trip.record_id)
+            except BudgetExceeded:
+                trip.reserved = False
+                raise
         return route, chat
 
     def _default_route(self, trip: _Trip) -> Route:
