@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks.<scenario>` writes benchmarks/results/<scenario>.json."""

@@ -1,0 +1,167 @@
+"""The processes under measurement: the mesh without its engine, a vendor without latency, an OTLP receiver, the bare chain."""
+
+import asyncio
+import json
+import secrets
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.cli.embedded.redis_server import redis_command
+from services.cli.processes import Child, Events, Spec, free_ports
+from services.edge.adapters.keys import hash_key
+
+SERVICES = ("embedder", "cache", "router", "compressor", "provider", "edge")
+CHAIN = ("echo_front", "echo_back")
+# Of the mesh's processes these are no part of the product: their CPU is shown, and left out of the total.
+OUTSIDE = ("vendor", "otlp_receiver")
+MODELS = ("smollm2-135m-instruct", "gpt-4o-mini", "gpt-4o", "o1", "claude-sonnet")
+START_TIMEOUT_S = 120.0
+
+
+class StartError(Exception):
+    """A process did not start; the message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where the processes listen, their process ids, and the key of the one tenant."""
+
+    address: Mapping[str, str]
+    pids: Mapping[str, int]
+    key: str
+
+
+@asynccontextmanager
+async def start(folder: Path) -> AsyncIterator[Running]:
+    """Starts everything with its files in `folder`, waits until it is ready, and stops it in the end. Raises StartError."""
+    names = ("redis", "qdrant", *OUTSIDE, *CHAIN, *SERVICES)
+    address = {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
+    key = f"lm-{secrets.token_urlsafe(24)}"
+    (folder / "keys.json").write_text(json.dumps({hash_key(key): {"tenant": "bench"}}), encoding="utf-8")
+    vendor = {
+        "name": "zero-latency",
+        "kind": "openai",
+        "base_url": f"http://{address['vendor']}/v1",
+        "models": {model: model for model in MODELS},
+    }
+    (folder / "vendors.yaml").write_text(json.dumps({"vendors": [vendor]}), encoding="utf-8")  # JSON is YAML
+    for name in ("redis", "qdrant", "spool"):
+        (folder / name).mkdir()
+    died: list[str] = []
+    events = Events(lambda *_: None, lambda name, how, _again: died.append(f"{name}: {how}"), lambda: None)
+    children = [Child(spec, folder / f"{spec.name}.log", events) for spec in _specs(folder, address)]
+    tasks = [asyncio.create_task(child.run()) for child in children]
+    try:
+        for child in children:
+            await _until_ready(child)
+        yield Running(address, {child.spec.name: child.pid for child in children if child.pid is not None}, key)
+        if died:
+            raise StartError(f"a process died during the measurement: {', '.join(died)}")
+    except Exception as error:
+        for child in children:
+            if words := child.last_words(3):
+                error.add_note(f"the log of {child.spec.name} ends:\n{words}")
+        raise
+    finally:
+        for child in reversed(children):
+            await child.stop(grace_s=5)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until_ready(child: Child) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in (child.is_ready, child.failed)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED, timeout=START_TIMEOUT_S)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    if not child.is_ready.is_set():
+        raise StartError(f"{child.spec.name} did not start; its log ends:\n{child.last_words()}")
+
+
+def _specs(folder: Path, address: Mapping[str, str]) -> list[Spec]:
+    port = {name: value.rsplit(":", 1)[1] for name, value in address.items()}
+    redis_url = f"redis://{address['redis']}/0"
+    chain = {"echo_front": ("--next", address["echo_back"]), "echo_back": ()}
+
+    def module(name: str, path: str, *arguments: str) -> Spec:
+        command = [sys.executable, "-m", path, "--port", port[name], *arguments]
+        return Spec(name, command, address[name], _is_open(address[name]))
+
+    specs = [
+        Spec(
+            "redis",
+            redis_command(folder / "redis", int(port["redis"]), append_only=True),
+            address["redis"],
+            _is_open(address["redis"]),
+        ),
+        module("qdrant", "services.cli.embedded.qdrant_server", "--path", str(folder / "qdrant")),
+        module("vendor", "benchmarks.hops.vendor"),
+        module("otlp_receiver", "benchmarks.hops.otlp_receiver"),
+        *(module(name, "benchmarks.hops.echo", *arguments) for name, arguments in chain.items()),
+    ]
+    own: dict[str, dict[str, str]] = {
+        "embedder": {"PRICE_USD_PER_HOUR": "0.10"},
+        "cache": {
+            "REDIS_URL": redis_url,
+            "QDRANT_ADDRESS": address["qdrant"],
+            # 32 callers share few cores: what is slow here is not down.
+            "REDIS_TIMEOUT_SECONDS": "10",
+            "QDRANT_TIMEOUT_SECONDS": "10",
+        },
+        "router": {},
+        "compressor": {},
+        "provider": {"VENDORS_FILE": str(folder / "vendors.yaml")},
+        "edge": {
+            "REDIS_URL": redis_url,
+            "KEYS_FILE": str(folder / "keys.json"),
+            "SPOOL_DIR": str(folder / "spool"),
+            "EMBED_TIMEOUT_SECONDS": "10",
+            "CACHE_TIMEOUT_SECONDS": "10",
+            "ROUTE_TIMEOUT_SECONDS": "10",
+            **{name.upper(): address[name] for name in SERVICES if name != "edge"},
+        },
+    }
+    tracing = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{address['otlp_receiver']}",
+        "OTEL_EXPORTER_OTLP_INSECURE": "true",
+    }
+    for name in SERVICES:
+        settings = {**own[name], "PORT": port[name]}
+        env = {f"LLMMESH_{name.upper()}_{key}": value for key, value in settings.items()} | tracing
+        specs.append(
+            Spec(name, [sys.executable, "-m", f"services.{name}"], address[name], _is_serving(address[name]), env)
+        )
+    return specs
+
+
+def _is_open(address: str) -> Callable[[], Awaitable[bool]]:
+    host, port = address.rsplit(":", 1)
+
+    async def ready() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    return ready
+
+
+def _is_serving(address: str) -> Callable[[], Awaitable[bool]]:
+    async def ready() -> bool:
+        async with grpc.aio.insecure_channel(address) as channel:
+            try:
+                answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+            except grpc.aio.AioRpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    return ready
