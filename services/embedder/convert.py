@@ -44,6 +44,7 @@ def embed_response(embedded: Embedded, info: ModelInfo, cost_nanousd: int) -> em
         ],
         input_tokens=embedded.tokens,
         cost_nanousd=cost_nanousd,
+        truncated=embedded.truncated,
     )
 
 

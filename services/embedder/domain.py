@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
 
-WINDOW_BATCHES = 4
-"""How many batches' worth of waiting texts are looked at when texts of like length are put together."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -28,10 +25,13 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Vectors of a batch: (n, dimensions) float32 rows of unit length, the tokens of each text, CPU seconds spent."""
+    """Vectors of a batch: (n, dimensions) float32 rows of unit length; the tokens read of each text, and whether there were
+    more than the window holds; CPU seconds spent.
+    """
 
     vectors: Vectors
     tokens: tuple[int, ...]
+    truncated: tuple[bool, ...]
     cpu_seconds: float
 
 
@@ -75,9 +75,12 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors of one call, (n, dimensions) float32; its tokens, its share of CPU seconds, its largest batch."""
+    """The vectors of one call, (n, dimensions) float32, and whether each text was cut; its tokens, its share of CPU seconds,
+    its largest batch.
+    """
 
     vectors: Vectors
+    truncated: tuple[bool, ...]
     tokens: int
     cpu_seconds: float
     largest_batch: int
@@ -86,6 +89,7 @@ class Embedded:
 @dataclass(slots=True)
 class _Row:
     vector: Vectors
+    truncated: bool
     tokens: int
     cpu_seconds: float
     batch: int
@@ -98,11 +102,10 @@ class _Waiting:
 
 
 class Batcher:
-    """Runs the texts of concurrent calls together, in one worker thread.
+    """Runs the texts of concurrent calls together, first come first served, in one worker thread.
 
     A free worker starts at once (after `max_wait` seconds where that is above 0); what arrives while it works makes the next
-    batch. A batch always holds the text that waited longest, with those of the most similar length, so nothing starves and
-    little is padded.
+    batch.
     """
 
     def __init__(self, model: TextModel, worker: Executor, *, max_batch: int, max_wait: float, max_queue: int) -> None:
@@ -131,12 +134,13 @@ class Batcher:
             self._running = loop.create_task(self._run())
         try:
             rows = await asyncio.gather(*(item.done for item in mine))
-        except asyncio.CancelledError:
+        except BaseException:
             for item in mine:
                 item.done.cancel()  # a text that nobody waits for is not computed
             raise
         return Embedded(
             vectors=np.stack([row.vector for row in rows]),
+            truncated=tuple(row.truncated for row in rows),
             tokens=sum(row.tokens for row in rows),
             cpu_seconds=sum(row.cpu_seconds for row in rows),
             largest_batch=max(row.batch for row in rows),
@@ -155,32 +159,36 @@ class Batcher:
                     encoded = await loop.run_in_executor(
                         self._worker, self._model.encode, [item.text for item in batch]
                     )
-                except Exception as error:
+                    rows = _rows(encoded, len(batch))
+                except Exception as error:  # whatever it is, the calls that wait must hear of it
                     for item in batch:
                         if not item.done.done():
                             item.done.set_exception(error)
                     continue
-                share = encoded.cpu_seconds / max(1, sum(encoded.tokens))
-                for item, row, tokens in zip(batch, encoded.vectors, encoded.tokens, strict=True):
+                for item, row in zip(batch, rows, strict=True):
                     if not item.done.done():
-                        item.done.set_result(_Row(row, tokens, share * tokens, len(batch)))
+                        item.done.set_result(row)
         finally:
             self._running = None
 
     def _next_batch(self) -> list[_Waiting]:
-        window: list[_Waiting] = []
-        while self._waiting and len(window) < self._max_batch * WINDOW_BATCHES:
+        batch: list[_Waiting] = []
+        while self._waiting and len(batch) < self._max_batch:
             item = self._waiting.popleft()
             if not item.done.done():
-                window.append(item)
-        if len(window) <= self._max_batch:
-            return window
-        order = sorted(range(len(window)), key=lambda index: len(window[index].text))
-        oldest = order.index(0)
-        start = min(max(0, oldest - self._max_batch // 2), len(order) - self._max_batch)
-        chosen = set(order[start : start + self._max_batch])
-        self._waiting.extendleft(reversed([item for index, item in enumerate(window) if index not in chosen]))
-        return [window[index] for index in sorted(chosen)]
+                batch.append(item)
+        return batch
+
+
+def _rows(encoded: Encoded, count: int) -> list[_Row]:
+    """A batch's result by text; each bears the CPU time by its tokens. Raises ValueError unless there are `count`."""
+    if len(encoded.vectors) != count:
+        raise ValueError(f"the model gave {len(encoded.vectors)} vectors for {count} texts")
+    share = encoded.cpu_seconds / max(1, sum(encoded.tokens))
+    return [
+        _Row(vector, truncated, tokens, share * tokens, count)
+        for vector, truncated, tokens in zip(encoded.vectors, encoded.truncated, encoded.tokens, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

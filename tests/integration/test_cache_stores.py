@@ -287,8 +287,10 @@ async def test_a_version_raised_by_another_replica_hides_everything_at_once(cach
         caller = caller_pb2.Caller(tenant="acme")
         bumped = await other.stub.Invalidate(cache_pb2.InvalidateRequest(caller=caller, whole_namespace=True))
         assert (bumped.removed, bumped.namespace_version) == (-1, 1)
-        assert await cache.outcome(at=0.0) == "MISS"
-        await other.store(at=0.0)
+        found = await cache.lookup(at=0.0)
+        assert (found.outcome, found.namespace_version) == (cache_pb2.OUTCOME_MISS, 1)
+        assert (await cache.store(at=0.0, namespace_version=0)).reason == "purged"
+        assert (await other.store(at=0.0, namespace_version=1)).stored
     assert await cache.outcome(at=0.0) == "EXACT_HIT"
 
 
@@ -304,6 +306,26 @@ async def test_entries_are_purged_by_tag_id_and_answered_request(cache, kind):
         assert (tenant, purged.removed) == (tenant, count)
     assert await cache.outcome(at=0.0) == "MISS"
     assert await cache.outcome("Where is my order?", at=1.0) == "EXACT_HIT"
+
+
+async def test_a_tag_can_be_purged_again_after_its_entry_is_stored_again(cache):
+    caller = caller_pb2.Caller(tenant="acme")
+    for _ in range(2):
+        await cache.store(at=0.0, tags=["prices"])
+        purged = await cache.stub.Invalidate(cache_pb2.InvalidateRequest(caller=caller, tag="prices"))
+        assert purged.removed == 1
+        async with cache.redis() as client:
+            assert await client.keys("*:t:*") == []
+
+
+async def test_many_callers_at_once_all_get_their_answer(cache):
+    await asyncio.gather(*(cache.store(f"question {i}", at=i / 50) for i in range(40)))
+    async with asyncio.timeout(PATIENCE_S):
+        for _ in range(5):
+            outcomes = await asyncio.gather(
+                *(cache.outcome(f"question {i}", at=i / 50, skip_exact=i % 2 == 0) for i in range(40))
+            )
+            assert "MISS" not in outcomes
 
 
 async def test_the_cache_starts_without_its_stores_and_becomes_ready_when_they_appear(redis_server, qdrant_server):

@@ -60,6 +60,7 @@ vendors:
     api_key_env: TEST_VENDOR_KEY
     models: {{gpt-4o-mini: mini-2026, mystery: mystery-1}}
     timeout_s: 0.5
+    unary_timeout_s: 0.5
   - name: wrong-key
     kind: openai
     base_url: {vendor.base_url}
@@ -223,7 +224,8 @@ async def test_tool_calls_come_back(provider: Provider, vendor: OpenAILike, as_s
     [
         ("length", chat_pb2.FINISH_REASON_LENGTH),
         ("content_filter", chat_pb2.FINISH_REASON_CONTENT_FILTER),
-        ("something_new", chat_pb2.FINISH_REASON_STOP),
+        ("model_length", chat_pb2.FINISH_REASON_LENGTH),
+        ("max_tokens", chat_pb2.FINISH_REASON_LENGTH),
     ],
 )
 async def test_finish_reasons_are_known(provider: Provider, vendor: OpenAILike, reason: str, expected: int) -> None:
@@ -231,16 +233,137 @@ async def test_finish_reasons_are_known(provider: Provider, vendor: OpenAILike, 
     assert (await provider.Generate(whole())).answer.finish_reason == expected
 
 
+INTERRUPTED = [None, "", "error", "insufficient_system_resource", "something_new"]
+
+
+@pytest.mark.parametrize("reason", INTERRUPTED)
+async def test_an_answer_that_does_not_say_that_it_is_whole_is_none(
+    provider: Provider, vendor: OpenAILike, reason: str | None
+) -> None:
+    vendor.next(Script(finish_reason=reason))
+    response = await provider.Generate(whole())
+    assert [attempt.outcome for attempt in response.attempts] == ["STREAM_CUT", "ok"]
+    assert response.charge.wasted_nanousd > 0
+
+
+@pytest.mark.parametrize("reason", INTERRUPTED)
+async def test_a_stream_that_does_not_say_that_it_is_whole_is_cut(
+    provider: Provider, vendor: OpenAILike, reason: str | None
+) -> None:
+    vendor.next(Script(finish_reason=reason))
+    kinds, error = await cut(provider.StreamGenerate(streamed()))
+    assert error.reason == "STREAM_CUT"
+    assert "finished" not in kinds
+
+
 @pytest.mark.parametrize("as_stream", [False, True])
-async def test_missing_usage_is_estimated_and_marked(provider: Provider, vendor: OpenAILike, as_stream: bool) -> None:
-    vendor.next(Script(usage=None))
+async def test_a_refusal_is_no_plain_answer(provider: Provider, vendor: OpenAILike, as_stream: bool) -> None:
+    vendor.next(Script(deltas=[{"role": "assistant", "content": None, "refusal": "I cannot help with that."}]))
     if as_stream:
-        usage = [event async for event in provider.StreamGenerate(streamed())][-1].finished.usage
+        events = [event async for event in provider.StreamGenerate(streamed())]
+        text, reason = "".join(event.delta.text for event in events), events[-1].finished.finish_reason
     else:
-        usage = (await provider.Generate(whole())).usage
-    assert usage.estimated
-    assert usage.input_tokens > 0
-    assert usage.output_tokens > 5
+        answer = (await provider.Generate(whole())).answer
+        text, reason = answer.message.parts[0].text, answer.finish_reason
+    assert (text, reason) == ("I cannot help with that.", chat_pb2.FINISH_REASON_CONTENT_FILTER)
+
+
+def weather(**fields: object) -> dict[str, object]:
+    return {"index": 0, "type": "function", "function": {"name": "weather", "arguments": "{}"}, **fields}
+
+
+@pytest.mark.parametrize("as_stream", [False, True])
+@pytest.mark.parametrize("call", [weather(), weather(id=None), weather(id="", type=None)], ids=repr)
+async def test_a_tool_call_without_an_id_gets_one(
+    provider: Provider, vendor: OpenAILike, as_stream: bool, call: dict[str, object]
+) -> None:
+    vendor.next(Script(deltas=[{"role": "assistant", "tool_calls": [call]}], finish_reason="tool_calls"))
+    if as_stream:
+        events = [event async for event in provider.StreamGenerate(streamed())]
+        piece: Any = next(event.delta.tool_call for event in events if event.delta.HasField("tool_call"))
+        assert events[-1].WhichOneof("event") == "finished"
+    else:
+        piece = (await provider.Generate(whole())).answer.message.tool_calls[0]
+    assert piece.id.startswith("call_")
+    assert (piece.name, piece.arguments_json) == ("weather", "{}")
+
+
+@pytest.mark.parametrize("as_stream", [False, True])
+async def test_content_in_parts_is_joined(provider: Provider, vendor: OpenAILike, as_stream: bool) -> None:
+    parts = [{"type": "text", "text": "On its "}, {"type": "thinking"}, {"type": "text", "text": "way. \ud83d"}]
+    vendor.next(Script(deltas=[{"role": "assistant", "content": parts}]))
+    if as_stream:
+        events = [event async for event in provider.StreamGenerate(streamed())]
+        text = "".join(event.delta.text for event in events)
+    else:
+        text = (await provider.Generate(whole())).answer.message.parts[0].text
+    assert text == "On its way. \ufffd"
+
+
+NONSENSE: list[Any] = [
+    {"role": "assistant", "content": 5},
+    {"role": "assistant", "content": [{"type": "text"}]},
+    {"role": "assistant", "content": ["text"]},
+    {"role": "assistant", "tool_calls": [5]},
+    {"role": "assistant", "tool_calls": 5},
+    {"role": "assistant", "tool_calls": [weather(id=7)]},
+    {"role": "assistant", "tool_calls": [weather(function={"name": None, "arguments": "{}"})]},
+    {"role": "assistant", "tool_calls": [weather(function={"name": "f", "arguments": [1]})]},
+    {"role": "assistant", "tool_calls": [weather(function="f")]},
+    "text",
+]
+
+
+@pytest.mark.parametrize("message", NONSENSE, ids=repr)
+async def test_nonsense_is_the_vendors_fault(provider: Provider, vendor: OpenAILike, message: Any) -> None:
+    vendor.next(Script(deltas=[message]))
+    response = await provider.Generate(whole())
+    assert [attempt.outcome for attempt in response.attempts] == ["UPSTREAM_UNAVAILABLE", "ok"]
+
+
+@pytest.mark.parametrize(
+    "message", [*NONSENSE, {"tool_calls": [weather(index=-1)]}, {"tool_calls": [weather(index=2**40)]}], ids=repr
+)
+async def test_nonsense_in_a_stream_is_the_vendors_fault(provider: Provider, vendor: OpenAILike, message: Any) -> None:
+    vendor.next(Script(deltas=[message]), Script(status=500))
+    kinds, error = await cut(provider.StreamGenerate(streamed()))
+    assert error.reason in ("ALL_CANDIDATES_FAILED", "STREAM_CUT")
+    assert "finished" not in kinds
+
+
+async def test_a_tool_call_in_repetitive_pieces_is_put_together_once(provider: Provider, vendor: OpenAILike) -> None:
+    pieces = [
+        {"tool_calls": [{"id": "c1", "function": {"name": "weather", "arguments": '{"a":'}}]},
+        {"tool_calls": [{"id": "c1", "function": {"name": "weather", "arguments": "1}"}}]},
+        {"tool_calls": [{"id": "c2", "function": {"name": "", "arguments": None}}]},
+        {"tool_calls": [{"function": {"name": "time", "arguments": "{}"}}]},
+    ]
+    vendor.next(Script(deltas=pieces, finish_reason="tool_calls"))
+    calls: dict[int, list[str]] = {}
+    async for event in provider.StreamGenerate(streamed()):
+        if event.delta.HasField("tool_call"):
+            piece = event.delta.tool_call
+            call = calls.setdefault(piece.index, ["", "", ""])
+            for place, part in enumerate((piece.id, piece.name, piece.arguments_json)):
+                call[place] += part
+    assert calls == {0: ["c1", "weather", '{"a":1}'], 1: ["c2", "time", "{}"]}
+
+
+@pytest.mark.parametrize("as_stream", [False, True])
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"prompt_tokens": None, "completion_tokens": None}, {"total_tokens": 30}], ids=repr
+)
+async def test_missing_usage_is_estimated_and_marked(
+    provider: Provider, vendor: OpenAILike, as_stream: bool, usage: dict[str, Any] | None
+) -> None:
+    vendor.next(Script(usage=usage))
+    if as_stream:
+        told = [event async for event in provider.StreamGenerate(streamed())][-1].finished.usage
+    else:
+        told = (await provider.Generate(whole())).usage
+    assert told.estimated
+    assert told.input_tokens > 0
+    assert told.output_tokens > 5
 
 
 PASSING = [
@@ -300,12 +423,35 @@ async def test_rate_limits_tell_when_to_come_back(provider: Provider, vendor: Op
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
 async def test_a_rejected_request_is_not_repeated(provider: Provider, vendor: OpenAILike, status: int) -> None:
-    secret = {"message": "prompt was: Where is my order?", "code": "context_length_exceeded"}
+    secret = {"message": "prompt was: Where is my order?", "code": "invalid_value"}
     vendor.always = Script(status=status, error=secret)
     error = await refused(provider.Generate(whole()))
     assert error.reason == "UPSTREAM_REJECTED"
-    assert error.message == f"acme-ai answered {status} (context_length_exceeded)"
+    assert error.message == f"acme-ai answered {status} (invalid_value)"
     assert len(vendor.requests) == 1
+
+
+async def test_a_prompt_too_long_for_one_model_may_fit_the_next(provider: Provider, vendor: OpenAILike) -> None:
+    too_long = Script(status=400, error={"code": "context_length_exceeded"})
+    vendor.next(too_long)
+    response = await provider.Generate(whole(None, "gpt-4o-mini", "mystery"))
+    assert [attempt.outcome for attempt in response.attempts] == ["INVALID_INPUT", "ok"]
+    vendor.next(too_long, too_long)
+    error = await refused(provider.Generate(whole(None, "gpt-4o-mini", "mystery")))
+    assert error.reason == "INVALID_INPUT"
+    assert error.violations[0].field == "chat.messages"
+
+
+async def test_a_broken_connection_is_billed_only_where_the_vendor_had_the_request(
+    provider: Provider, vendor: OpenAILike
+) -> None:
+    vendor.next(Script(fault="reset"))
+    first, _ = (await provider.Generate(whole())).attempts
+    assert first.outcome == "UPSTREAM_UNAVAILABLE"
+    assert first.cost_nanousd > 0
+    first, _ = (await provider.Generate(whole(None, "o1", "gpt-4o-mini"))).attempts
+    assert first.outcome == "UPSTREAM_UNAVAILABLE"
+    assert first.cost_nanousd == 0
 
 
 async def test_our_wrong_key_is_named_and_never_shown(provider: Provider) -> None:

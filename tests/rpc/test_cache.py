@@ -11,6 +11,7 @@ from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
 from llmmesh.common.v1 import caller_pb2, chat_pb2, vector_pb2
 from services.cache.app import SERVICE
 from services.cache.convert import rules_of
+from services.cache.domain import lookup
 from services.cache.domain.lookup import (
     Body,
     Header,
@@ -70,16 +71,16 @@ class MemoryBodies:
     def header(self, body: Body) -> Header:
         return self.headers[body.header_bytes]
 
-    async def remove(self, tenant: str, entry_ids: Sequence[str]) -> int:
+    async def remove(self, tenant: str, namespace: str, entry_ids: Sequence[str], tag: str | None = None) -> int:
         self._trip()
+        assert len(entry_ids) <= lookup.REMOVED_TOGETHER
+        for entry_id in entry_ids if tag is not None else ():
+            self.tags[(tenant, namespace, tag)].remove(entry_id)
         return sum(self.entries.pop((tenant, i), None) is not None for i in entry_ids)
 
     async def tagged(self, tenant: str, namespace: str, tag: str) -> list[str]:
         self._trip()
-        return self.tags.get((tenant, namespace, tag), [])
-
-    async def forget_tag(self, tenant: str, namespace: str, tag: str, entry_ids: Sequence[str]) -> None:
-        self.tags.pop((tenant, namespace, tag), None)
+        return list(self.tags.get((tenant, namespace, tag), []))
 
     async def answered(self, tenant: str, request_id: str) -> str | None:
         self._trip()
@@ -99,11 +100,12 @@ class MemoryBodies:
 
 
 class MemoryVectors:
-    """Vectors in a list."""
+    """Vectors in a list; `during_search` is called once while the next search is under way."""
 
     def __init__(self) -> None:
         self.points: dict[str, tuple[Vector, str, bytes, float]] = {}
         self.down = False
+        self.during_search = lambda: None
 
     def _trip(self) -> None:
         if self.down:
@@ -111,6 +113,7 @@ class MemoryVectors:
 
     async def search(self, vector, tenant, scopes, *, now, floor, limit):
         self._trip()
+        self.during_search()
         found = [
             Neighbour(entry_id, float(stored.values @ vector.values))
             for entry_id, (stored, owner, scope, expires) in self.points.items()
@@ -135,6 +138,7 @@ namespaces:
   default: {cache: {thresholds: {all-MiniLM-L6-v2: 0.8}}}
   private: {cache: {ttl_class: user, thresholds: {all-MiniLM-L6-v2: 0.8}}}
   exact-only: {cache: {semantic: false}}
+  semantic-only: {cache: {exact: false, thresholds: {all-MiniLM-L6-v2: 0.8}}}
   no-model: {}
   "off": {cache: {exact: false, semantic: false}}
   strict: {cache: {max_temperature: 0}}
@@ -367,6 +371,25 @@ async def test_a_users_own_answer_is_for_that_user_alone(cache):
         assert await cache.outcome("how can i reset my password", at=0.0, user=user) == "MISS"
 
 
+async def test_a_namespace_without_the_exact_cache_answers_by_meaning_alone(cache):
+    stored = await cache.store(at=0.0, namespace="semantic-only")
+    assert (stored.stored, stored.reason) == (True, "")
+    assert await cache.outcome(namespace="semantic-only") == "MISS"
+    assert await cache.outcome(at=0.0, namespace="semantic-only") == "SEMANTIC_HIT"
+    controls = cache_pb2.Controls(exact_only=True)
+    assert await cache.outcome(at=0.0, namespace="semantic-only", controls=controls) == "MISS"
+    explained = await cache.stub.Explain(
+        cache_pb2.ExplainRequest(**request("How do I reset my password?", at=0.0, namespace="semantic-only"))
+    )
+    assert explained.outcome == cache_pb2.OUTCOME_SEMANTIC_HIT
+
+
+async def test_a_namespace_without_the_semantic_cache_answers_exactly_alone(cache):
+    assert (await cache.store(at=0.0, namespace="exact-only")).stored
+    assert await cache.outcome(at=0.0, namespace="exact-only") == "EXACT_HIT"
+    assert await cache.outcome("how can i reset my password", at=0.0, namespace="exact-only") == "MISS"
+
+
 async def test_in_a_namespace_of_user_answers_all_keys_are_the_users(cache):
     await cache.store(at=0.0, user="ana", namespace="private")
     ana, bob = [await cache.lookup(at=0.0, user=user, namespace="private") for user in ("ana", "bob")]
@@ -424,6 +447,97 @@ async def test_a_version_raised_elsewhere_is_seen_by_the_next_lookup(cache):
     assert await cache.outcome(at=0.0) == "MISS"
     await cache.store(at=0.0)
     assert await cache.outcome(at=0.0) == "EXACT_HIT"
+
+
+async def purge(cache, **selector) -> cache_pb2.InvalidateResponse:
+    caller = caller_pb2.Caller(tenant="acme", namespace=selector.pop("namespace", ""))
+    return await cache.stub.Invalidate(cache_pb2.InvalidateRequest(caller=caller, **selector))
+
+
+async def test_every_lookup_of_what_may_be_stored_tells_the_namespace_version(cache):
+    await purge(cache, whole_namespace=True)
+    assert (await cache.lookup()).namespace_version == 1
+    await cache.store(at=0.0)
+    for text, change in {
+        "How do I reset my password?": {},
+        "how can i reset my password": {"at": 0.0},
+        "Where is my order?": {"at": 2.0, "skip_exact": True},
+        "What is that?": {"controls": cache_pb2.Controls(exact_only=True)},
+    }.items():
+        assert (text, (await cache.lookup(text, **change)).namespace_version) == (text, 1)
+    for namespace in ("private", "semantic-only"):
+        await purge(cache, whole_namespace=True, namespace=namespace)
+        controls = cache_pb2.Controls(exact_only=True)
+        assert (await cache.lookup(namespace=namespace, controls=controls)).namespace_version == 1
+
+
+async def test_an_answer_that_was_begun_before_a_purge_is_not_stored(cache):
+    before = (await cache.lookup()).namespace_version
+    await purge(cache, whole_namespace=True)
+    late = await cache.store(at=0.0, namespace_version=before)
+    assert (late.stored, late.reason, late.entry_id) == (False, "purged", "")
+    assert not cache.bodies.entries
+    assert not cache.vectors.points
+    now = (await cache.lookup()).namespace_version
+    assert (await cache.store(at=0.0, namespace_version=now)).stored
+    assert await cache.outcome() == "EXACT_HIT"
+
+
+async def test_version_zero_is_a_version_like_any_other(cache):
+    assert (await cache.store(namespace_version=0)).stored
+    await purge(cache, whole_namespace=True)
+    assert (await cache.store(namespace_version=0)).reason == "purged"
+
+
+async def test_what_is_purged_while_it_is_looked_for_is_not_served(cache):
+    await cache.store(at=0.0)
+    cache.vectors.during_search = lambda: cache.bodies.versions.update({("acme", "default"): 1})
+    found = await cache.lookup("how can i reset my password", at=0.0)
+    assert (found.outcome, found.verdict.reason) == (cache_pb2.OUTCOME_MISS, "gone")
+
+
+async def test_a_purge_between_the_two_reads_of_a_new_version_is_seen(cache):
+    await cache.store()
+    await purge(cache, whole_namespace=True)
+    await cache.store()
+    cache.domain._versions.clear()
+    fetch = cache.bodies.fetch
+
+    async def purged_after(*args):
+        result = await fetch(*args)
+        if cache.bodies.versions["acme", "default"] == 1:
+            cache.bodies.versions["acme", "default"] = 2
+        return result
+
+    cache.bodies.fetch = purged_after
+    found = await cache.lookup()
+    assert (found.outcome, found.namespace_version) == (cache_pb2.OUTCOME_MISS, 2)
+
+
+async def test_the_memory_of_versions_is_bounded_and_forgetting_one_is_harmless(cache, monkeypatch):
+    monkeypatch.setattr(lookup, "REMEMBERED_VERSIONS", 2)
+    tenants = [f"t{index}" for index in range(5)]
+    for tenant in tenants:
+        await cache.store(tenant=tenant)
+        caller = caller_pb2.Caller(tenant=tenant)
+        await cache.stub.Invalidate(cache_pb2.InvalidateRequest(caller=caller, whole_namespace=True))
+    assert len(cache.domain._versions) == 2
+    for tenant in tenants:
+        assert await cache.outcome(tenant=tenant) == "MISS"
+        await cache.store(tenant=tenant)
+        assert await cache.outcome(tenant=tenant) == "EXACT_HIT"
+    assert len(cache.domain._versions) == 2
+
+
+async def test_a_tag_of_many_entries_goes_in_pieces(cache, monkeypatch):
+    monkeypatch.setattr(lookup, "REMOVED_TOGETHER", 2)
+    for index in range(5):
+        await cache.store(f"question {index}", at=index / 10, tags=["all"])
+    removed = await purge(cache, tag="all")
+    assert (removed.removed, removed.namespace_version) == (5, 0)
+    assert cache.bodies.tags == {("acme", "default", "all"): []}
+    await cache.domain.close()
+    assert not cache.vectors.points
 
 
 @pytest.mark.parametrize("kind", ["tag", "entry_id", "request_id"])
@@ -504,7 +618,13 @@ async def test_bad_selectors_name_the_field(cache, selector, field):
 
 
 async def test_planned_calls_are_unimplemented(cache):
-    for call in (cache.stub.Feedback(cache_pb2.FeedbackRequest()), cache.stub.Measure(cache_pb2.MeasureRequest())):
+    calls = [
+        cache.stub.Feedback(cache_pb2.FeedbackRequest()),
+        cache.stub.Measure(cache_pb2.MeasureRequest()),
+        cache.stub.AcquireLease(cache_pb2.AcquireLeaseRequest()),
+        cache.stub.FollowLease(cache_pb2.FollowLeaseRequest()).read(),
+    ]
+    for call in calls:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

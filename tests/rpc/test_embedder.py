@@ -25,7 +25,9 @@ class HashModel:
         for row, text in zip(rows, texts, strict=True):
             row[len(text) % 8] += 5
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        return Encoded(rows, tuple(len(text.split()) for text in texts), cpu_seconds=float(len(texts)))
+        tokens = [len(text.split()) for text in texts]
+        cut = tuple(count > 16 for count in tokens)
+        return Encoded(rows, tuple(min(count, 16) for count in tokens), cut, cpu_seconds=float(len(texts)))
 
 
 class SameText:
@@ -65,6 +67,14 @@ async def test_embeds_in_order_with_tokens_and_cost(embedder):
     assert all(v.model_id == "hash" and v.dimensions == 8 for v in response.vectors)
     assert response.input_tokens == 3
     assert response.cost_nanousd == pytest.approx(2_000_000_000, rel=0.01)
+
+
+async def test_says_of_each_text_whether_it_was_cut(embedder):
+    load(embedder)
+    async with serve([service(embedder)]) as channel:
+        stub = embedder_pb2_grpc.EmbedderServiceStub(channel)
+        response = await stub.Embed(embedder_pb2.EmbedRequest(texts=["a", "word " * 17, "word " * 16]))
+    assert list(response.truncated) == [False, True, False]
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["  "], ["x"] * 257, ["x" * 65_537]])

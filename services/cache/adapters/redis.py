@@ -211,6 +211,7 @@ class RedisBodies:
                     newest = list({**notes, **self._notes}.items())[-_MAX_NOTES:]
                     self._notes = dict(newest)
 
+
 @asynccontextmanager
 async def open_redis(url: str, *, timeout: float, connections: int, note_ttl: int) -> AsyncIterator[RedisBodies]:
     """Bodies over a pool of connections that are made when first needed and again after a fault."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,10 @@ from services.common.tokens import estimate_tokens
 
 CANDIDATES = 10
 """How many neighbours are judged: the right one is often not the nearest."""
+REMOVED_TOGETHER = 100
+"""How many entries are read and removed at once when many go: all of a big tag would outlast a store's patience."""
+REMEMBERED_VERSIONS = 10_000
+"""How many namespaces' versions are kept; one that was dropped costs its next lookup a second round trip."""
 
 
 class StoreUnavailable(Exception):
@@ -97,13 +101,14 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """An answer to store. `ttl_class` "" means the namespace's."""
+    """An answer to store. `ttl_class` "" means the namespace's; `namespace_version`, where known, is from before it was made."""
 
     answer: Answer
     payload: "Payload"
     ttl_class: str
     tags: tuple[str, ...]
     pinned: bool
+    namespace_version: int | None
 
 
 class Payload(Protocol):
@@ -129,16 +134,12 @@ class Bodies(Protocol):
         """Reads the header."""
         ...
 
-    async def remove(self, tenant: str, entry_ids: Sequence[str]) -> int:
-        """Removes entries; returns how many there were."""
+    async def remove(self, tenant: str, namespace: str, entry_ids: Sequence[str], tag: str | None = None) -> int:
+        """Removes at least one entry, and takes them off the list of `tag` in the same step; returns how many there were."""
         ...
 
     async def tagged(self, tenant: str, namespace: str, tag: str) -> list[str]:
         """Ids of the entries with a tag; some may be gone."""
-        ...
-
-    async def forget_tag(self, tenant: str, namespace: str, tag: str, entry_ids: Sequence[str]) -> None:
-        """Takes entries off a tag's list."""
         ...
 
     async def answered(self, tenant: str, request_id: str) -> str | None:
@@ -186,10 +187,14 @@ class Vectors(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How a lookup ended. `payload` is the entry on a hit; `verdict` the semantic decision where one was made."""
+    """How a lookup ended. `payload` is the entry on a hit; `verdict` the semantic decision where one was made.
+
+    `version` is the namespace's; 0 where it was not asked for, since nothing of the request may be stored.
+    """
 
     keys: Keys
     per_user: bool
+    version: int = 0
     payload: bytes | None = None
     entry_id: str = ""
     semantic: bool = False
@@ -237,51 +242,24 @@ class SemanticCache:
 
     async def lookup(self, question: Question, rules: CacheRules, controls: Controls) -> Found:
         """Looks up exactly, then, with a vector, semantically. Raises StoreUnavailable."""
-        identity = _identity(question)
-        per_user = "" in rules.user_classes
         oldest = -1.0 if controls.max_age is None else self._clock.now() - controls.max_age
-        if not _reproducible(question.chat, rules) or (per_user and not question.user):
-            return Found(identity.keys(0), per_user)
-        version = self._versions.get((question.tenant, question.namespace), 0)
-        keys = identity.keys(version)
-        if rules.exact and not controls.skip_exact:
-            ids = _exact_ids(keys, per_user)
-            current, bodies = await self._bodies.fetch(question.tenant, question.namespace, ids)
-            if current != version:
-                keys = self._learn(question, identity, current)
-                ids = _exact_ids(keys, per_user)
-                _, bodies = await self._bodies.fetch(question.tenant, question.namespace, ids)
-            for entry_id, body in zip(ids, bodies, strict=True):
-                if body is not None and body.created_at >= oldest and self._alive(body):
-                    self._note(question, entry_id)
-                    return Found(keys, per_user, body.payload, entry_id)
-        elif not controls.exact_only:
-            current = await self._bodies.version(question.tenant, question.namespace)
-            if current != version:
-                keys = self._learn(question, identity, current)
-        if question.vector is None or controls.exact_only or not _comparable(question, rules):
-            return Found(keys, per_user)
-        found = await self._semantic(question, question.vector, keys, per_user, rules, controls.min_similarity, oldest)
-        if found.payload is not None:
-            self._note(question, found.entry_id)
+        found = await self._find(
+            question,
+            rules,
+            exact=rules.exact and not controls.skip_exact,
+            vector=None if controls.exact_only else question.vector,
+            min_similarity=controls.min_similarity,
+            oldest=oldest,
+        )
+        if found.payload is not None and question.request_id:
+            self._bodies.note_answer(question.tenant, question.request_id, found.entry_id)
         return found
 
     async def explain(self, question: Question, rules: CacheRules) -> Found:
         """Like `lookup` without any trace."""
-        identity = _identity(question)
-        per_user = "" in rules.user_classes
-        if not _reproducible(question.chat, rules) or (per_user and not question.user):
-            return Found(identity.keys(0), per_user)
-        keys = identity.keys(await self._bodies.version(question.tenant, question.namespace))
-        if rules.exact:
-            ids = _exact_ids(keys, per_user)
-            _, bodies = await self._bodies.fetch(question.tenant, question.namespace, ids)
-            for entry_id, body in zip(ids, bodies, strict=True):
-                if body is not None and self._alive(body):
-                    return Found(keys, per_user, body.payload, entry_id)
-        if question.vector is None or not _comparable(question, rules):
-            return Found(keys, per_user)
-        return await self._semantic(question, question.vector, keys, per_user, rules, -1.0, -1.0)
+        return await self._find(
+            question, rules, exact=rules.exact, vector=question.vector, min_similarity=-1.0, oldest=-1.0
+        )
 
     async def store(self, question: Question, fresh: Fresh, rules: CacheRules) -> Stored:
         """Stores an answer unless it or the policy forbids. Raises StoreUnavailable."""
@@ -289,13 +267,16 @@ class SemanticCache:
         reason = _unfit(fresh.answer, rules)
         if not reason and not _reproducible(question.chat, rules):
             reason = "temperature"
-        if not reason and not rules.exact:
+        if not reason and not (rules.exact or rules.semantic):
             reason = "policy"
         if reason:
             return Stored(reason=reason)
         identity = _identity(question)
         version = await self._bodies.version(question.tenant, question.namespace)
-        keys = self._learn(question, identity, version)
+        self._learn(question.tenant, question.namespace, version)
+        if fresh.namespace_version not in (None, version):
+            return Stored(reason="purged")  # it may be made of what the purge was for
+        keys = identity.keys(version)
         exact, scope = keys.exact_for(per_user), keys.scope_for(per_user)
         if exact is None or scope is None:
             return Stored(reason="policy")  # a user's own answer needs a user
@@ -324,15 +305,12 @@ class SemanticCache:
     async def invalidate_namespace(self, tenant: str, namespace: str) -> Removed:
         """Makes every entry of the namespace unreachable at once; they go as they expire."""
         version = await self._bodies.bump(tenant, namespace)
-        self._versions[(tenant, namespace)] = version
+        self._learn(tenant, namespace, version)
         return Removed(-1, version)
 
     async def invalidate_tag(self, tenant: str, namespace: str, tag: str) -> Removed:
         """Removes the entries with a tag."""
-        entry_ids = await self._bodies.tagged(tenant, namespace, tag)
-        removed = await self._remove(tenant, namespace, entry_ids)
-        await self._bodies.forget_tag(tenant, namespace, tag, entry_ids)
-        return removed
+        return await self._remove(tenant, namespace, await self._bodies.tagged(tenant, namespace, tag), tag)
 
     async def invalidate_entry(self, tenant: str, namespace: str, entry_id: str) -> Removed:
         """Removes one entry of the tenant."""
@@ -348,45 +326,75 @@ class SemanticCache:
         if self._background:
             await asyncio.gather(*self._background, return_exceptions=True)
 
-    async def _remove(self, tenant: str, namespace: str, entry_ids: Sequence[str]) -> Removed:
-        version, bodies = await self._bodies.fetch(tenant, namespace, entry_ids)
-        count = await self._bodies.remove(tenant, entry_ids) if entry_ids else 0
-        by_collection: dict[tuple[str, int], list[str]] = {}
-        for entry_id, body in zip(entry_ids, bodies, strict=True):
-            if body is not None:
-                header = self._bodies.header(body)
-                if header.vector_model:
+    async def _remove(self, tenant: str, namespace: str, entry_ids: Sequence[str], tag: str | None = None) -> Removed:
+        count = 0
+        for start in range(0, len(entry_ids), REMOVED_TOGETHER):
+            some = entry_ids[start : start + REMOVED_TOGETHER]
+            _, bodies = await self._bodies.fetch(tenant, namespace, some)
+            count += await self._bodies.remove(tenant, namespace, some, tag)
+            by_collection: dict[tuple[str, int], list[str]] = {}
+            for entry_id, body in zip(some, bodies, strict=True):
+                header = None if body is None else self._bodies.header(body)
+                if header is not None and header.vector_model:
                     by_collection.setdefault((header.vector_model, header.dimensions), []).append(entry_id)
-        for (model_id, dimensions), ids in by_collection.items():
-            self._later_remove(model_id, dimensions, ids)
-        return Removed(count, version)
+            for (model_id, dimensions), ids in by_collection.items():
+                self._later_remove(model_id, dimensions, ids)
+        return Removed(count, await self._bodies.version(tenant, namespace))
 
-    async def _semantic(
+    async def _find(
         self,
         question: Question,
-        vector: Vector,
-        keys: Keys,
-        per_user: bool,
         rules: CacheRules,
+        *,
+        exact: bool,
+        vector: Vector | None,
         min_similarity: float,
         oldest: float,
     ) -> Found:
+        """Looks exactly where `exact`, then semantically where there is a vector."""
+        identity = _identity(question)
+        per_user = "" in rules.user_classes
+        if not _reproducible(question.chat, rules):
+            return Found(identity.keys(0), per_user)
+        version = self._versions.get((question.tenant, question.namespace), 0)
+        while True:
+            keys = identity.keys(version)
+            ids = _exact_ids(keys, per_user) if exact else []
+            current, bodies = await self._bodies.fetch(question.tenant, question.namespace, ids)
+            if current == version:
+                break
+            version = current  # what was read is of another version: read again
+            self._learn(question.tenant, question.namespace, version)
+        for entry_id, body in zip(ids, bodies, strict=True):
+            if body is not None and body.created_at >= oldest and self._alive(body):
+                return Found(keys, per_user, version, body.payload, entry_id)
+        miss = Found(keys, per_user, version)
+        nobody = per_user and not question.user  # a user's own answers need a user
+        if vector is None or nobody or not _comparable(question, rules):
+            return miss
+        return await self._semantic(question, vector, miss, rules, min_similarity, oldest)
+
+    async def _semantic(
+        self, question: Question, vector: Vector, miss: Found, rules: CacheRules, min_similarity: float, oldest: float
+    ) -> Found:
+        keys = miss.keys
         text = question.chat.last_user_text
-        scopes = [scope for scope in (keys.scope if not per_user else None, keys.user_scope) if scope is not None]
+        scopes = [scope for scope in (keys.scope if not miss.per_user else None, keys.user_scope) if scope is not None]
         threshold = rules.thresholds.get(vector.model_id)
         try:
             near = await self._vectors.search(
                 vector, question.tenant, scopes, now=self._clock.now(), floor=rules.floor, limit=CANDIDATES
             )
         except VectorsUnavailable:
-            return Found(keys, per_user, semantic_unavailable=True)
+            return replace(miss, semantic_unavailable=True)
         bodies: dict[str, Body] = {}
         questions: dict[str, str] = {}
         if near:
             ids = [n.entry_id for n in near]
-            _, fetched = await self._bodies.fetch(question.tenant, question.namespace, ids)
+            current, fetched = await self._bodies.fetch(question.tenant, question.namespace, ids)
             for entry_id, body in zip(ids, fetched, strict=True):
-                if body is not None and self._alive(body):
+                # A purge since the version was read leaves nothing of what was found.
+                if body is not None and self._alive(body) and current == miss.version:
                     bodies[entry_id] = body
                     questions[entry_id] = self._bodies.header(body).question
             gone = [entry_id for entry_id in ids if entry_id not in bodies]
@@ -413,28 +421,27 @@ class SemanticCache:
             ),
         )
         if decision.served is None:
-            return Found(keys, per_user, verdict=decision)
+            return replace(miss, verdict=decision)
         entry_id = decision.served
-        return Found(
-            keys,
-            per_user,
-            bodies[entry_id].payload,
-            entry_id,
+        return replace(
+            miss,
+            payload=bodies[entry_id].payload,
+            entry_id=entry_id,
             semantic=True,
             verdict=decision,
             token_delta=estimate_tokens(text) - estimate_tokens(questions[entry_id]),
         )
 
-    def _learn(self, question: Question, identity: Identity, version: int) -> Keys:
-        self._versions[(question.tenant, question.namespace)] = version
-        return identity.keys(version)
+    def _learn(self, tenant: str, namespace: str, version: int) -> None:
+        """Remembers a version, so that the next lookup needs one round trip; 0 is what is taken without a memory."""
+        self._versions.pop((tenant, namespace), None)
+        if version:
+            self._versions[(tenant, namespace)] = version
+            if len(self._versions) > REMEMBERED_VERSIONS:
+                del self._versions[next(iter(self._versions))]
 
     def _alive(self, body: Body) -> bool:
         return body.expires_at is None or body.expires_at > self._clock.now()
-
-    def _note(self, question: Question, entry_id: str) -> None:
-        if question.request_id:
-            self._bodies.note_answer(question.tenant, question.request_id, entry_id)
 
     def _later_remove(self, model_id: str, dimensions: int, entry_ids: Sequence[str]) -> None:
         task = asyncio.create_task(self._remove_vectors(model_id, dimensions, entry_ids))

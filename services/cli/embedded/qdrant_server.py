@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -489,7 +490,10 @@ async def serve(path: Path, port: int, host: str = "127.0.0.1") -> None:
 async def _optimize(collections: Collections) -> None:
     while True:
         await asyncio.sleep(OPTIMIZE_INTERVAL_S)
-        collections.optimize_one()
+        try:
+            collections.optimize_one()
+        except Exception as error:  # the collection goes on without; it is tried again after as many changes
+            print(f"could not optimize: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

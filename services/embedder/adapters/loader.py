@@ -29,7 +29,7 @@ def load_encoder(model_id: str, settings: EmbedderSettings) -> TextModel:
 
         model = UseEncoder(threads=settings.threads)
     else:
-        weights = weights_of(model_id, settings.weights.get(model_id))
+        weights = weights_of(model_id, settings.weights.get(model_id), settings.model_dir)
         if settings.backend == "onnx-int8" or (settings.backend == "auto" and model_id in INT8_MODELS):
             from services.embedder.adapters.onnx import OnnxEncoder, prepare
 

@@ -58,6 +58,7 @@ class OnnxEncoder:
         return Encoded(
             vectors=np.concatenate(vectors),
             tokens=tuple(len(encoding.ids) for encoding in encodings),
+            truncated=tuple(bool(encoding.overflowing) for encoding in encodings),
             cpu_seconds=(time.thread_time() - started) * self._threads,
         )
 

@@ -35,10 +35,13 @@ class TorchEncoder:
         vectors = self._model.encode(
             batch, batch_size=len(batch), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
-        mask = self._model.tokenize(batch)["attention_mask"]
+        # Counted without the cut, since a text that fills the window exactly has lost nothing.
+        tokenized = self._model.tokenizer(batch, truncation=False, verbose=False)["input_ids"]
+        window = self._info.max_tokens
         return Encoded(
             vectors=np.asarray(vectors, dtype=np.float32),
-            tokens=tuple(int(count) for count in mask.sum(dim=1)),
+            tokens=tuple(min(len(ids), window) for ids in tokenized),
+            truncated=tuple(len(ids) > window for ids in tokenized),
             cpu_seconds=(time.thread_time() - started) * self._threads,
         )
 

@@ -37,5 +37,6 @@ class UseEncoder:
         return Encoded(
             vectors=vectors / np.maximum(norms, 1e-12),
             tokens=tuple(max(1, estimate_tokens(text)) for text in cut),
+            truncated=tuple(len(text) > MAX_CHARACTERS for text in texts),
             cpu_seconds=(time.thread_time() - started) * self._threads,
         )

@@ -28,7 +28,9 @@ class Recorder:
         if "bad" in texts:
             raise ValueError("bad text")
         rows = np.array([[len(text), 0] for text in texts], dtype=np.float32)
-        return Encoded(rows, tuple(1 for _ in texts), 1.0)
+        if "lost" in texts:
+            rows = rows[:-1]
+        return Encoded(rows, tuple(1 for _ in texts), tuple(len(text) > 8 for text in texts), 1.0)
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ async def test_each_caller_gets_its_own_rows_in_order(worker):
     assert all(len(batch) <= 4 for batch in model.batches)
 
 
-async def test_texts_of_like_length_run_together_and_the_oldest_never_waits(worker):
+async def test_texts_run_in_the_order_of_their_arrival(worker):
     model = Recorder()
     batches = batcher(model, worker, max_batch=2)
     first = asyncio.create_task(batches.embed(["x"]))
@@ -78,7 +80,38 @@ async def test_texts_of_like_length_run_together_and_the_oldest_never_waits(work
     await asyncio.sleep(0)
     model.gate.set()
     await asyncio.gather(first, rest)
-    assert model.batches[1:] == [["long" * 9, "long" * 8], ["s", "t"]]
+    assert model.batches[1:] == [["long" * 9, "s"], ["long" * 8, "t"]]
+
+
+async def test_each_text_is_told_whether_it_was_cut(worker):
+    model = Recorder()
+    model.gate.set()
+    result = await batcher(model, worker, max_batch=2).embed(["short", "much too long", "fits"])
+    assert result.truncated == (False, True, False)
+
+
+async def test_a_model_that_loses_a_row_fails_its_callers_and_not_the_next(worker):
+    model = Recorder()
+    model.gate.set()
+    batches = batcher(model, worker)
+    async with asyncio.timeout(10):
+        with pytest.raises(ValueError, match="gave 1 vectors for 2 texts"):
+            await batches.embed(["lost", "row"])
+        assert (await batches.embed(["fine"])).vectors.shape == (1, 2)
+
+
+async def test_after_a_failed_batch_the_rest_of_the_call_is_not_computed(worker):
+    model = Recorder()
+    batches = batcher(model, worker, max_batch=1)
+    call = asyncio.create_task(batches.embed(["bad", "rest", "more"]))
+    await started(model)
+    other = asyncio.create_task(batches.embed(["other"]))
+    await asyncio.sleep(0)
+    model.gate.set()
+    with pytest.raises(ValueError, match="bad text"):
+        await call
+    await other
+    assert "more" not in [text for batch in model.batches for text in batch]
 
 
 async def test_failure_reaches_only_the_callers_of_that_batch(worker):
