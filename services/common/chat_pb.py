@@ -26,7 +26,7 @@ from services.common.chat import (
     ToolCallDelta,
     ToolChoice,
 )
-from services.common.errors import InvalidInput, Violation
+from services.common.errors import InvalidInput, StreamCut, Violation
 from services.common.money import Bill, Rates, Usage
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _sampling(pb: chat_pb2.Sampling, field: str, check: Checker) -> Sampling:
 def _is_json_object(text: str) -> bool:
     """Whether it is an object that every reader down the way can take: strict JSON, not too deep, whole Unicode."""
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
         if not isinstance(value, dict):
             return False
         if "\\u" in text:
@@ -272,6 +272,13 @@ def _is_json_object(text: str) -> bool:
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number} is too large")  # read as infinity, which no strict writer puts into JSON again
+    return value
 
 
 def chat_to_pb(chat: Chat) -> chat_pb2.Chat:
@@ -326,8 +333,11 @@ def message_to_pb(message: Message) -> chat_pb2.Message:
 
 
 def finish_reason_from_pb(number: chat_pb2.FinishReason.ValueType) -> FinishReason:
-    """The reason; STOP for one that a newer peer may send."""
-    return _FINISH.get(number, FinishReason.STOP)
+    """The reason. Raises StreamCut where none is given or none that we know: such an answer cannot pass for a whole one."""
+    reason = _FINISH.get(number)
+    if reason is None:
+        raise StreamCut("the answer ended without a finish reason that is known")
+    return reason
 
 
 def finish_reason_to_pb(reason: FinishReason) -> chat_pb2.FinishReason.ValueType:

@@ -1,6 +1,5 @@
 """What the provider service is made of."""
 
-import asyncio
 import os
 import random
 import time
@@ -17,6 +16,7 @@ from services.provider.adapters.spans import SpanWatch
 from services.provider.domain.breaker import Breaker
 from services.provider.domain.dispatch import Dispatcher
 from services.provider.domain.plan import Candidate, RetryRules
+from services.provider.domain.slots import Slots
 from services.provider.domain.vendor import Vendor
 from services.provider.servicer import ProviderServicer
 from services.provider.settings import OpenAIVendor, ProviderSettings, VendorConfig, load_vendors
@@ -27,10 +27,20 @@ async def build(settings: ProviderSettings, stack: AsyncExitStack) -> Sequence[S
     candidates: dict[str, list[Candidate]] = {}
     for config in load_vendors(settings.vendors_file):
         vendor = await _open(config, stack)
-        slots = asyncio.Semaphore(config.max_concurrency)
+        slots = Slots(config.max_concurrency, config.max_waiting, config.max_wait_s)
         for model, vendor_model in config.models.items():
             breaker = Breaker(settings.breaker_faults, settings.breaker_open_s, time.monotonic)
-            candidate = Candidate(model, config.name, vendor_model, vendor, breaker, config.timeout_s, slots)
+            candidate = Candidate(
+                model,
+                config.name,
+                vendor_model,
+                vendor,
+                breaker,
+                config.timeout_s,
+                config.unary_timeout_s,
+                slots,
+                component="engine" if isinstance(vendor, EngineVendor) else "provider",
+            )
             candidates.setdefault(model, []).append(candidate)
     dispatcher = Dispatcher(
         candidates,

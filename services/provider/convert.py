@@ -27,7 +27,6 @@ from services.common.errors import (
 )
 from services.provider.domain.dispatch import Finished, Order, Started, UnknownCandidate
 from services.provider.domain.plan import Attempt, NoAnswer
-from services.provider.domain.vendor import Caller
 
 MAX_CANDIDATES = 16
 MAX_ATTEMPTS = 16
@@ -46,7 +45,7 @@ def order_from(request: Request, *, streaming: bool, deadline: float | None) -> 
         require(1 <= max_attempts <= MAX_ATTEMPTS, "max_attempts", f"must be between 1 and {MAX_ATTEMPTS}")
     return Order(
         chat,
-        Caller(caller.tenant, caller.namespace, caller.endpoint, caller.user, caller.request_id),
+        caller,
         tuple(request.candidates),
         streaming,
         deadline,
@@ -57,8 +56,10 @@ def order_from(request: Request, *, streaming: bool, deadline: float | None) -> 
 def event_to_pb(event: Started | Delta | Finished) -> provider_pb2.StreamGenerateResponse:
     """One event of a stream."""
     match event:
-        case Started(model, vendor):
-            return provider_pb2.StreamGenerateResponse(started=provider_pb2.Started(model=model, vendor=vendor))
+        case Started(model, vendor, component):
+            return provider_pb2.StreamGenerateResponse(
+                started=provider_pb2.Started(model=model, vendor=vendor, component=component_to_pb(component))
+            )
         case Finished():
             return provider_pb2.StreamGenerateResponse(
                 finished=provider_pb2.Finished(
@@ -97,12 +98,14 @@ DOMAIN_ERRORS = (UnknownCandidate, NoAnswer)
 def error_of(error: Exception) -> MeshError:
     """What the caller gets to see of an error of the domain. `wasted_nanousd` is what failed attempts cost."""
     match error:
-        case UnknownCandidate(index=index):
-            return UnknownModel(str(error), field=f"candidates[{index}]")
+        case UnknownCandidate():
+            return UnknownModel(str(error), field="candidates")
         case NoAnswer(reason=reason, message=message):
             metadata = {"wasted_nanousd": str(error.wasted)}
             if reason == InvalidInput.reason:
-                return InvalidInput(violations=(Violation(error.field, message),))
+                refused = InvalidInput(violations=(Violation(error.field, message),))
+                refused.metadata = metadata
+                return refused
             kinds = (StreamCut, RateLimited, UpstreamRejected, UpstreamCredential, DeadlineExceeded)
             kind = next((kind for kind in kinds if kind.reason == reason), AllCandidatesFailed)
             return kind(message, retry_after_s=error.retry_after_s, metadata=metadata)

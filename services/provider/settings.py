@@ -46,8 +46,13 @@ class _Strict(BaseModel):
     models: dict[str, str] = Field(
         min_length=1, description="Name of the model in the price book → the vendor's id of it."
     )
-    timeout_s: float = Field(60.0, gt=0, le=3600, description="How long the vendor may stay silent, in seconds.")
+    timeout_s: float = Field(60.0, gt=0, le=3600, description="How long a stream may stay silent, in seconds.")
+    unary_timeout_s: float = Field(
+        600.0, gt=0, le=3600, description="How long an answer that is not streamed may take, in seconds."
+    )
     max_concurrency: int = Field(64, ge=1, le=1000, description="Calls at once; further ones wait.")
+    max_waiting: int = Field(256, ge=0, description="How many may wait; others go on to the next candidate at once.")
+    max_wait_s: float = Field(5.0, gt=0, le=3600, description="How long one waits before it goes on, in seconds.")
 
 
 class OpenAIVendor(_Strict):

@@ -274,7 +274,7 @@ async def test_bytes_that_are_no_message_are_bad_input(edge, data, method):
     assert [v.field for v in error.violations] == ["request"]
 
 
-@pytest.mark.parametrize("seconds", [0, -5, 1e-9])
+@pytest.mark.parametrize("seconds", [0, -5])
 async def test_a_past_deadline_is_a_deadline_exceeded(edge, seconds):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await edge.inference.Complete(inference_pb2.CompleteRequest(chat=chat()), metadata=KEY, timeout=seconds)

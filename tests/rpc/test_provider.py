@@ -31,6 +31,7 @@ from services.provider.adapters.spans import SpanWatch
 from services.provider.domain.breaker import Breaker
 from services.provider.domain.dispatch import Dispatcher
 from services.provider.domain.plan import Candidate, RetryRules
+from services.provider.domain.slots import Slots
 from services.provider.domain.vendor import Call, Completion, Reason, VendorError
 from services.provider.servicer import ProviderServicer
 
@@ -68,7 +69,7 @@ class FakeVendor:
 @asynccontextmanager
 async def provider_over(**vendors: FakeVendor) -> AsyncIterator[provider_pb2_grpc.ProviderServiceAsyncStub]:
     candidates = {
-        model: [Candidate(model, f"at-{model}", model, v, Breaker(9, 1, time.monotonic), 30.0, asyncio.Semaphore(8))]
+        model: [Candidate(model, f"at-{model}", model, v, Breaker(9, 1, time.monotonic), 30.0, 30.0, Slots(8, 8, 5.0))]
         for model, v in vendors.items()
     }
     dispatcher = Dispatcher(
@@ -125,7 +126,7 @@ async def test_a_stream_is_started_pieces_finished() -> None:
         events = [event async for event in provider.StreamGenerate(streamed("down", "cheap"))]
     kinds = [event.WhichOneof("event") for event in events]
     assert kinds == ["started", "delta", "delta", "delta", "finished"]
-    assert events[0].started.vendor == "at-cheap"
+    assert (events[0].started.vendor, events[0].started.component) == ("at-cheap", usage_pb2.COST_COMPONENT_PROVIDER)
     assert [a.outcome for a in events[-1].finished.attempts] == ["UPSTREAM_UNAVAILABLE", "ok"]
 
 
@@ -159,6 +160,15 @@ async def test_each_failure_has_its_name(reason: Reason, kind: type[MeshError]) 
     assert type(error) is kind
 
 
+async def test_a_refused_request_tells_what_failed_attempts_cost() -> None:
+    refusing = FakeVendor(VendorError(Reason.INVALID_INPUT, "too long", field="chat.messages", billed=True))
+    async with provider_over(cheap=refusing) as provider:
+        error = await refused(provider.Generate(whole("cheap")))
+    assert isinstance(error, InvalidInput)
+    assert error.violations[0].field == "chat.messages"
+    assert int(error.metadata["wasted_nanousd"]) > 0
+
+
 async def test_cancelling_the_caller_cancels_the_vendor() -> None:
     vendor = FakeVendor(TextDelta("Hel"))
     async with provider_over(cheap=vendor) as provider:
@@ -179,7 +189,7 @@ async def test_the_deadline_ends_a_silent_vendor() -> None:
 
 @pytest.mark.parametrize(
     ("candidates", "field"),
-    [([], "candidates"), (["cheap"] * 17, "candidates"), (["cheap", "nope"], "candidates[1]")],
+    [([], "candidates"), (["cheap"] * 17, "candidates"), (["nope", "never"], "candidates")],
 )
 async def test_candidates_are_checked(candidates: Sequence[str], field: str) -> None:
     async with provider_over(cheap=FakeVendor(*OK)) as provider:

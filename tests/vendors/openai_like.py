@@ -19,7 +19,7 @@ import uvloop
 
 TEXT = "Your order is on its way and arrives on Monday."
 
-Fault = Literal["", "cut", "cut_clean", "malformed", "empty_choices", "wrong_type", "error_event", "hang"]
+Fault = Literal["", "cut", "cut_clean", "reset", "malformed", "empty_choices", "wrong_type", "error_event", "hang"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class Script:
     """How one request is answered.
 
     `cut` drops the connection after half of the answer, `cut_clean` ends it there with a well-formed end of body but no
-    finish reason; `malformed` sends half a JSON object; `error_event` reports an error in the middle of a stream; `hang`
-    sends the headers and half of the answer and then nothing more; `delay_s` passes before the first byte.
+    finish reason; `reset` drops it before the first byte; `malformed` sends half a JSON object; `error_event` reports an
+    error in the middle of a stream; `hang` sends the headers and half of the answer and then nothing more; `delay_s` passes
+    before the first byte. `deltas` are sent as they are instead of text, reasoning and tool calls; the message of a whole
+    answer is the first of them.
     """
 
     status: int = 200
@@ -39,6 +41,7 @@ class Script:
     text: str = TEXT
     reasoning: str = ""
     tool_calls: Sequence[Mapping[str, Any]] = ()
+    deltas: Sequence[Any] = ()
     finish_reason: str | None = "stop"
     usage: Mapping[str, Any] | None = field(
         default_factory=lambda: {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30}
@@ -167,7 +170,7 @@ class _Connection(asyncio.Protocol):
             self._transport.write(piece)
         if script.fault == "hang":
             await asyncio.Event().wait()
-        if script.fault == "cut":
+        if script.fault in ("cut", "reset"):
             self._sending = None
             self._transport.close()
 
@@ -178,6 +181,8 @@ def _pieces(script: Script, model: str, stream: bool, with_usage: bool) -> Seque
         return _default_pieces(model, stream, with_usage)
     if script.status != 200:
         return [_json_response(script.status, {"error": dict(script.error)}, script.headers)]
+    if script.fault == "reset":
+        return []
     if script.fault == "wrong_type":
         return [_response(200, "text/html", b"<html>Welcome to the proxy</html>")]
     return _stream_pieces(script, model, with_usage) if stream else _whole_pieces(script, model)
@@ -194,6 +199,8 @@ def _whole_pieces(script: Script, model: str) -> Sequence[bytes]:
         message["reasoning_content"] = script.reasoning
     if script.tool_calls:
         message["tool_calls"] = list(script.tool_calls)
+    if script.deltas:
+        message = script.deltas[0]
     choice = {"index": 0, "message": message, "finish_reason": script.finish_reason}
     body = {
         "id": "chatcmpl-1",
@@ -214,7 +221,7 @@ def _whole_pieces(script: Script, model: str) -> Sequence[bytes]:
 def _stream_pieces(script: Script, model: str, with_usage: bool) -> Sequence[bytes]:
     base = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": model}
 
-    def chunk(delta: Mapping[str, Any], finish_reason: str | None = None) -> bytes:
+    def chunk(delta: Any, finish_reason: str | None = None) -> bytes:
         choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
         return _event(json.dumps({**base, "choices": [] if script.fault == "empty_choices" else choices}))
 
@@ -232,6 +239,8 @@ def _stream_pieces(script: Script, model: str, with_usage: bool) -> Sequence[byt
             pieces.append(chunk({"tool_calls": [{"index": index, "function": {"arguments": part}}]}))
     head = _head(200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"})
     end = b"0\r\n\r\n"
+    if script.deltas:
+        pieces = [chunk(delta) for delta in script.deltas]
     half_way = len(pieces) // 2 + 1
     match script.fault:
         case "cut" | "hang":

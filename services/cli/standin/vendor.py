@@ -66,7 +66,9 @@ class StandIn:
         except NotLoaded:
             return _error(503, "The model is loading.", "server_error", retry_after_s=1)
         except InvalidInput as error:
-            return _error(400, error.message, "invalid_request_error", param="messages", code="context_length_exceeded")
+            too_long = error.violations[0].field == "chat.messages"
+            code = "context_length_exceeded" if too_long else None
+            return _error(400, error.message, "invalid_request_error", param="messages", code=code)
         except (MeshError, AnswerCut):
             return _error(500, "The server had an error while processing your request.", "server_error")
         with_usage = bool((wanted.get("stream_options") or {}).get("include_usage"))

@@ -164,7 +164,10 @@ def request_of(chat: Chat, default_output_tokens: int) -> dict[str, Any]:
         "frequency_penalty": sampling.frequency_penalty,
     }
     request |= {name: value for name, value in optional.items() if value is not None}
-    if chat.tools:
+    choice = chat.tool_choice
+    # llama.cpp knows "required" only, so a named tool is the one that is there.
+    tools = [tool for tool in chat.tools if choice.mode != "named" or tool.name == choice.name]
+    if tools:
         request["tools"] = [
             {
                 "type": "function",
@@ -174,9 +177,8 @@ def request_of(chat: Chat, default_output_tokens: int) -> dict[str, Any]:
                     "parameters": json.loads(tool.parameters_json_schema or "{}"),
                 },
             }
-            for tool in chat.tools
+            for tool in tools
         ]
-    choice = chat.tool_choice
     if choice.mode:
         request["tool_choice"] = "required" if choice.mode == "named" else choice.mode
     form = chat.response_format
@@ -235,7 +237,8 @@ def _pieces(event: Json) -> Iterator[Piece]:
 
 
 def _finish_reason(event: Json) -> FinishReason | None:
+    """None until the answer is whole; for a reason that we do not know it never is."""
     for choice in event.get("choices", ()):
         if reason := choice.get("finish_reason"):
-            return _FINISH.get(reason, FinishReason.STOP)
+            return _FINISH.get(reason)
     return None

@@ -18,6 +18,7 @@ from services.engine.domain.backend import Completed, Piece
 from services.engine.settings import EngineSettings
 
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+_CANNOT_FOLLOW = "the model cannot follow it: its form or its sampling is not one that this engine can keep to"
 
 
 class Vllm:
@@ -35,6 +36,7 @@ class Vllm:
         self._defaults: dict[str, Any] = {}
         self._max_context_tokens = 0
         self._faults: tuple[type[Exception], ...] = ()
+        self._refusals: tuple[type[Exception], ...] = ()
 
     @property
     def max_context_tokens(self) -> int:
@@ -57,12 +59,20 @@ class Vllm:
 
     async def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[Piece | Completed]:
         _refuse_what_it_cannot(chat)
-        prompt = await asyncio.to_thread(self._prompt, chat)
+        try:
+            prompt = await asyncio.to_thread(self._prompt, chat)
+        except self._refusals as error:
+            # The messages of these errors may quote the chat, so they are not passed on.
+            raise _refused("the model's chat template cannot render it") from error
         room = self._max_context_tokens - len(prompt)
         if room < 1:
             description = f"{len(prompt)} tokens; this model takes at most {self._max_context_tokens - 1}"
             raise InvalidInput(violations=[Violation("chat.messages", description)])
-        outputs = self._engine.generate({"prompt_token_ids": prompt}, self._sampling(chat, room), uuid4().hex)
+        try:
+            sampling = self._sampling(chat, room)
+        except self._refusals as error:
+            raise _refused(_CANNOT_FOLLOW) from error
+        outputs = self._engine.generate({"prompt_token_ids": prompt}, sampling, uuid4().hex)
         cached = output_tokens = 0
         try:
             async with aclosing(outputs):  # closing aborts the request in the engine
@@ -74,17 +84,24 @@ class Vllm:
                         yield Piece(TextDelta(answer.text))
                     if answer.finish_reason in _FINISH:
                         yield Completed(_FINISH[answer.finish_reason], len(prompt), cached, output_tokens)
+        except self._refusals as error:
+            raise _refused(_CANNOT_FOLLOW) from error
         except self._faults as error:
+            if isinstance(error.__cause__, self._refusals) and not output_tokens:
+                raise _refused(_CANNOT_FOLLOW) from error
             raise StreamCut("vLLM failed to compute the answer") from error
 
     def _load(self) -> Any:
         # A fork of a process that runs gRPC threads may hang.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        from jinja2 import TemplateError
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._faults = (EngineDeadError, EngineGenerateError)
+        self._refusals = (TemplateError, ValueError, VLLMClientError)
         settings = self._settings
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(
@@ -144,6 +161,10 @@ def _refuse_what_it_cannot(chat: Chat) -> None:
         violations.append(Violation("chat.tools", "this engine does not call tools"))
     if violations:
         raise InvalidInput(violations=violations)
+
+
+def _refused(description: str) -> InvalidInput:
+    return InvalidInput(violations=[Violation("chat", description)])
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -5,14 +5,17 @@ import json
 import math
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
+from uuid import uuid4
 
+import httpx2
 import openai
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
-from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.chat.chat_completion_chunk import ChoiceDelta, ChoiceDeltaToolCall
 
 from services.common.chat import (
     Chat,
@@ -30,14 +33,28 @@ from services.provider.domain.vendor import Call, Completion, Reason, VendorErro
 
 OutputLimitField = Literal["max_completion_tokens", "max_tokens"]
 
+_PATH = "/chat/completions"
 _CONNECT_TIMEOUT_S = 5.0
+_MAX_TOOL_CALLS = 1000
 _FINISH = {
     "stop": FinishReason.STOP,
+    "stop_sequence": FinishReason.STOP,
+    "end_turn": FinishReason.STOP,
+    "eos": FinishReason.STOP,
     "length": FinishReason.LENGTH,
+    "model_length": FinishReason.LENGTH,
+    "max_tokens": FinishReason.LENGTH,
     "tool_calls": FinishReason.TOOL_CALLS,
     "function_call": FinishReason.TOOL_CALLS,
     "content_filter": FinishReason.CONTENT_FILTER,
+    "refusal": FinishReason.CONTENT_FILTER,
 }
+# What the shapes of the SDK, which it does not enforce, turn into when something else came.
+_NONSENSE = (ValueError, TypeError, AttributeError, LookupError, RuntimeError)
+# The vendor had the whole request; what fails earlier is on no invoice.
+_SENT = (httpx2.ReadTimeout, httpx2.ReadError, httpx2.RemoteProtocolError, httpx2.DecodingError)
+_MAX_COUNT = 1_000_000_000
+_LONGEST_WAIT_S = 7 * 86_400
 _NUMBER = re.compile(r"\s*\d+(\.\d+)?\s*")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -56,25 +73,26 @@ class OpenAI:
         await self._client.close()
 
     async def call(self, call: Call) -> AsyncGenerator[Delta | Completion]:
-        # As extra_body, which is sent as it is: the request has the wire's form already, and the SDK's own
-        # transformation of typed arguments is a quarter of the CPU time of a call.
-        body = request_of(call.chat, self._output_limit_field)
-        timeout = openai.Timeout(call.timeout_s, connect=min(_CONNECT_TIMEOUT_S, call.timeout_s))
+        # Bytes, which the SDK sends as they are: what cannot be written is our caller's fault and not the vendor's, and the
+        # SDK's own transformation of typed arguments is a quarter of the CPU time of a call.
+        content = encoded(call, self._output_limit_field)
+        connect_s = min(_CONNECT_TIMEOUT_S, call.timeout_s / 2)
+        timeout = openai.Timeout(call.timeout_s, connect=connect_s, pool=connect_s)
         try:
             if not call.streaming:
-                whole = await self._client.chat.completions.create(
-                    model=call.model, messages=[], extra_body=body, timeout=timeout
+                whole = await self._client.post(
+                    _PATH, content=content, cast_to=ChatCompletion, options={"timeout": timeout}
                 )
                 for event in self._events_of(whole):
                     yield event
                 return
-            stream = await self._client.chat.completions.create(
-                model=call.model,
-                messages=[],
-                extra_body=body,
+            stream = await self._client.post(
+                _PATH,
+                content=content,
+                cast_to=ChatCompletion,
+                options={"timeout": timeout},
                 stream=True,
-                stream_options={"include_usage": True},
-                timeout=timeout,
+                stream_cls=openai.AsyncStream[ChatCompletionChunk],
             )
             async with stream:
                 reading = _StreamReading(call.model)
@@ -83,34 +101,46 @@ class OpenAI:
                         for delta in reading.read(chunk):
                             yield delta
                 except openai.APIConnectionError:
-                    if reading.finish_reason is None:
+                    if reading.reason is None:
                         raise
                     # The vendor had said that the answer is whole; only the usage is lost, and is estimated.
-            if reading.finish_reason is None:
-                raise VendorError(Reason.CUT, f"{self._name} ended the stream without a finish reason", billed=True)
-            yield Completion(reading.finish_reason, reading.usage, reading.model)
+            yield Completion(self._finish_reason(reading.reason, reading.refused), reading.usage, reading.model)
         except openai.OpenAIError as error:
             raise self._vendor_error(error) from error
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except _NONSENSE as error:
             # What is not the documented shape: JSON that does not parse, fields of another type.
             raise self._nonsense() from error
 
-    def _events_of(self, whole: ChatCompletion) -> Iterator[Delta | Completion]:
+    def _events_of(self, whole: ChatCompletion) -> list[Delta | Completion]:
+        """All of the answer, or an error before the first piece of it: then another candidate may take over."""
         # Without strict validation the SDK hands on what came, whatever it is.
-        if not isinstance(whole, ChatCompletion) or not whole.choices:
-            raise self._nonsense()
         choice = whole.choices[0]
-        yield from _deltas_of_message(choice.message)
-        yield Completion(_finish_reason(choice.finish_reason), usage_of(whole.usage), whole.model or "")
+        finish_reason = self._finish_reason(choice.finish_reason, refused=bool(choice.message.refusal))
+        completion = Completion(finish_reason, usage_of(whole.usage), _text(whole.model))
+        return [*_deltas_of_message(choice.message), completion]
+
+    def _finish_reason(self, reason: object, refused: bool) -> FinishReason:
+        """Why the answer ended. Raises VendorError for an answer that does not say that it is whole.
+
+        An interruption at the vendor has many names ("error", "insufficient_system_resource"), so any unknown one is taken for
+        one: half an answer must not be served, or stored, as a whole one.
+        """
+        if not reason:
+            raise VendorError(Reason.CUT, f"{self._name} ended the answer without a finish reason", billed=True)
+        known = _FINISH.get(reason) if isinstance(reason, str) else None
+        if known is None:
+            raise VendorError(Reason.CUT, f"{self._name} broke the answer off{_identifier(reason)}", billed=True)
+        return FinishReason.CONTENT_FILTER if refused else known
 
     def _nonsense(self) -> VendorError:
         return VendorError(Reason.UNAVAILABLE, f"{self._name} answered with something that is no answer", billed=True)
 
     def _vendor_error(self, error: openai.OpenAIError) -> VendorError:
-        if isinstance(error, openai.APITimeoutError):
-            return VendorError(Reason.UNAVAILABLE, f"{self._name} did not answer in time", billed=True)
         if isinstance(error, openai.APIConnectionError):
-            return VendorError(Reason.UNAVAILABLE, f"{self._name} cannot be reached or broke the connection")
+            timed_out = isinstance(error, openai.APITimeoutError)
+            what = "did not answer in time" if timed_out else "cannot be reached or broke the connection"
+            billed = isinstance(error.__cause__, _SENT)
+            return VendorError(Reason.UNAVAILABLE, f"{self._name} {what}", billed=billed)
         if not isinstance(error, openai.APIStatusError):
             return VendorError(Reason.UNAVAILABLE, f"{self._name} reported an error in its answer", billed=True)
         status = error.status_code
@@ -124,6 +154,8 @@ class OpenAI:
             return VendorError(Reason.CREDENTIAL, f"{self._name} refused our key ({status})")
         if status >= 500 or status == 408:
             return VendorError(Reason.UNAVAILABLE, message, retry_after_s=retry_after_s)
+        if error.code == "context_length_exceeded":
+            return VendorError(Reason.INVALID_INPUT, message, field="chat.messages")
         return VendorError(Reason.REJECTED, message)
 
 
@@ -131,18 +163,75 @@ class _StreamReading:
     """What a stream has said so far."""
 
     def __init__(self, model: str) -> None:
-        self.finish_reason: FinishReason | None = None
+        self.reason: object = None
+        self.refused = False
         self.usage: Usage | None = None
         self.model = model
+        self._calls: dict[int, _OpenCall] = {}
 
     def read(self, chunk: ChatCompletionChunk) -> Iterator[Delta]:
-        self.model = chunk.model or self.model
+        self.model = _text(chunk.model) or self.model
         self.usage = usage_of(chunk.usage) or self.usage
-        for choice in chunk.choices[:1]:
+        for choice in (chunk.choices or ())[:1]:
             if choice.delta is not None:
-                yield from _deltas_of_chunk(choice.delta)
-            if choice.finish_reason is not None:
-                self.finish_reason = _finish_reason(choice.finish_reason)
+                yield from self._deltas(choice.delta)
+            if choice.finish_reason:
+                self.reason = choice.finish_reason
+                if not all(call.named for call in self._calls.values()):
+                    raise ValueError("a tool call without a name")
+
+    def _deltas(self, delta: ChoiceDelta) -> Iterator[Delta]:
+        if reasoning := _reasoning(delta):
+            yield ReasoningDelta(reasoning)
+        if text := _text(delta.content):
+            yield TextDelta(text)
+        if refusal := _text(delta.refusal):
+            self.refused = True
+            yield TextDelta(refusal)
+        for call in delta.tool_calls or ():
+            yield self._tool_call(call)
+
+    def _tool_call(self, call: ChoiceDeltaToolCall) -> ToolCallDelta:
+        """Id and name with the first part only, as the contract says; some vendors repeat them, some give no id or index."""
+        function, given = call.function, _text(call.id)
+        index = self._index(call.index, given)
+        name = _text(function.name) if function else ""
+        arguments = _arguments(function.arguments) if function else ""
+        known = self._calls.get(index)
+        if known is None:
+            self._calls[index] = _OpenCall(given, bool(name))
+            return ToolCallDelta(index, given or _made_up_id(), name, arguments)
+        name = "" if known.named else name
+        known.named = known.named or bool(name)
+        return ToolCallDelta(index, "", name, arguments)
+
+    def _index(self, index: object, given: str) -> int:
+        if index is not None:
+            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < _MAX_TOOL_CALLS:
+                raise ValueError("a tool call with an index that is none")
+            return index
+        last = max(self._calls, default=-1)
+        for known, call in self._calls.items():
+            if given and call.given_id == given:
+                return known
+        return last + 1 if given or last < 0 else last
+
+
+@dataclass(slots=True)
+class _OpenCall:
+    given_id: str
+    named: bool
+
+
+def encoded(call: Call, output_limit_field: OutputLimitField) -> bytes:
+    """The body of the request. Raises VendorError (INVALID_INPUT) for a chat that JSON cannot hold."""
+    try:
+        body = request_of(call.chat, output_limit_field) | {"model": call.model}
+        if call.streaming:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise VendorError(Reason.INVALID_INPUT, "cannot be written as JSON") from error
 
 
 def request_of(chat: Chat, output_limit_field: OutputLimitField) -> dict[str, Any]:
@@ -215,58 +304,68 @@ def _deltas_of_message(message: ChatCompletionMessage) -> Iterator[Delta]:
     if reasoning := _reasoning(message):
         yield ReasoningDelta(reasoning)
     # A refusal is the model's answer in words; the finish reason says the rest.
-    if text := message.content or message.refusal:
+    if text := _text(message.content) or _text(message.refusal):
         yield TextDelta(text)
     for index, call in enumerate(message.tool_calls or ()):
-        if call.type == "function":
-            yield ToolCallDelta(index, call.id, call.function.name, call.function.arguments)
+        if call.type == "custom":
+            continue
+        name = _text(call.function.name)
+        if not name:
+            raise ValueError("a tool call without a name")
+        yield ToolCallDelta(index, _text(call.id) or _made_up_id(), name, _arguments(call.function.arguments))
 
 
-def _deltas_of_chunk(delta: ChoiceDelta) -> Iterator[Delta]:
-    if reasoning := _reasoning(delta):
-        yield ReasoningDelta(reasoning)
-    if text := delta.content or delta.refusal:
-        yield TextDelta(text)
-    for call in delta.tool_calls or ():
-        function = call.function
-        yield ToolCallDelta(
-            call.index,
-            call.id or "",
-            (function.name if function else "") or "",
-            (function.arguments if function else "") or "",
-        )
+def _text(value: object) -> str:
+    """Text that may be missing or come in parts. Raises for what is none."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return "".join(_text(part["text"]) for part in value if part.get("type") in ("text", "output_text"))
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where text is due")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, escaped, is no character and fits in no message
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def _arguments(value: object) -> str:
+    """Arguments of a tool call as JSON text; some vendors send the object itself."""
+    return _text(json.dumps(value) if isinstance(value, dict) else value)
+
+
+def _made_up_id() -> str:
+    return f"call_{uuid4().hex[:24]}"
 
 
 def _reasoning(message: ChatCompletionMessage | ChoiceDelta) -> str:
     extra = message.model_extra or {}
     for name in ("reasoning_content", "reasoning"):
         if isinstance(text := extra.get(name), str):
-            return text
+            return _text(text)
     return ""
 
 
-def _finish_reason(reason: str | None) -> FinishReason:
-    """STOP for a reason that is newer than this table: the vendor did say that the answer is whole."""
-    return _FINISH.get(reason or "stop", FinishReason.STOP)
-
-
 def usage_of(usage: CompletionUsage | None) -> Usage | None:
-    """Normalised token counts. Cached tokens are part of the prompt's at every OpenAI-compatible vendor."""
-    if usage is None:
+    """Normalised token counts; None unless both totals are there. Cached tokens are part of the prompt's everywhere."""
+    prompt, output = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    if usage is None or prompt is None or output is None:
         return None
-    prompt, cached, written, reasoning = usage.prompt_tokens or 0, 0, 0, 0
-    if details := usage.prompt_tokens_details:
-        cached = min(details.cached_tokens or 0, prompt)
-        written = min(details.cache_write_tokens or 0, prompt - cached)
-    if output := usage.completion_tokens_details:
-        reasoning = output.reasoning_tokens or 0
+    cached = min(_count(usage.prompt_tokens_details, "cached_tokens") or 0, prompt)
     return Usage(
         input_tokens=prompt,
-        output_tokens=usage.completion_tokens or 0,
+        output_tokens=output,
         cache_read_input_tokens=cached,
-        cache_write_input_tokens=written,
-        reasoning_output_tokens=reasoning,
+        cache_write_input_tokens=min(_count(usage.prompt_tokens_details, "cache_write_tokens") or 0, prompt - cached),
+        reasoning_output_tokens=_count(usage.completion_tokens_details, "reasoning_tokens") or 0,
     )
+
+
+def _count(holder: object, name: str) -> int | None:
+    value = getattr(holder, name, None)
+    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
+    return value if good else None
 
 
 def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
@@ -279,12 +378,13 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
             seconds = float(value) if _NUMBER.fullmatch(value) else (parsedate_to_datetime(value) - now).total_seconds()
     except (ValueError, TypeError):
         return None
-    return None if seconds is None or not math.isfinite(seconds) else max(seconds, 0.0)
+    return None if seconds is None or not math.isfinite(seconds) else min(max(seconds, 0.0), _LONGEST_WAIT_S)
 
 
 def _detail(error: openai.APIStatusError) -> str:
     """The vendor's error code where it is one. Its message may quote the prompt or the key and is never passed on."""
-    for value in (error.code, error.type):
-        if isinstance(value, str) and _IDENTIFIER.fullmatch(value):
-            return f" ({value})"
-    return ""
+    return _identifier(error.code) or _identifier(error.type)
+
+
+def _identifier(value: object) -> str:
+    return f" ({value})" if isinstance(value, str) and _IDENTIFIER.fullmatch(value) else ""

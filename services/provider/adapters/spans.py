@@ -1,5 +1,6 @@
 """Attempts as spans: a CLIENT span `chat {model}` each, with what it cost."""
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
@@ -8,9 +9,22 @@ from services.common.money import NANO, Usage
 from services.provider.domain.charge import Charge
 from services.provider.domain.vendor import Completion, Reason
 
+log = structlog.get_logger()
+
+_MAX_NAMES = 1000
+
 
 class SpanWatch:
     """Opens a span for every attempt below the span of the RPC."""
+
+    def __init__(self) -> None:
+        self._not_served: set[str] = set()
+
+    def not_served(self, model: str) -> None:
+        """Logs it, once per model."""
+        if model not in self._not_served and len(self._not_served) < _MAX_NAMES:
+            self._not_served.add(model)
+            log.warning("no_vendor_serves_model", model=model)
 
     def attempt(self, model: str, vendor: str, number: int) -> "AttemptSpan":
         """The attempt's span. It is not made current: a generator may be closed from another task."""
@@ -25,22 +39,22 @@ class SpanWatch:
                 telemetry.PROVIDER_ATTEMPT: number,
             },
         )
-        return AttemptSpan(span)
+        return AttemptSpan(span, model, vendor)
 
 
 class AttemptSpan:
     """One attempt's span."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, model: str, vendor: str) -> None:
         self._span = span
-        self._decided = False
+        self._model = model
+        self._vendor = vendor
 
     @property
     def trace(self) -> tuple[tuple[str, str], ...]:
         return telemetry.inject(self._span)
 
     def answered(self, completion: Completion, usage: Usage, charge: Charge) -> None:
-        self._decided = True
         self._span.set_attributes(
             {
                 telemetry.GEN_AI_RESPONSE_MODEL: completion.model,
@@ -56,19 +70,21 @@ class AttemptSpan:
             self._set_cost(charge.cost)
 
     def failed(self, reason: Reason, cost_nanousd: int) -> None:
-        self._fail(reason.value)
-        if cost_nanousd:
-            self._set_cost(cost_nanousd)
+        self._fail(reason.value, cost_nanousd)
+
+    def cancelled(self, cost_nanousd: int, wasted_nanousd: int) -> None:
+        # The attempts before it carry their own cost: the sum over the trace is what was wasted.
+        self._fail("CANCELLED", cost_nanousd)
+        log.info("answer_cancelled", model=self._model, vendor=self._vendor, wasted_nanousd=wasted_nanousd)
 
     def end(self) -> None:
-        if not self._decided:
-            self._fail("CANCELLED")
         self._span.end()
 
-    def _fail(self, reason: str) -> None:
-        self._decided = True
+    def _fail(self, reason: str, cost_nanousd: int) -> None:
         self._span.set_status(Status(StatusCode.ERROR, reason))
         self._span.set_attribute(telemetry.ERROR_TYPE, reason)
+        if cost_nanousd:
+            self._set_cost(cost_nanousd)
 
     def _set_cost(self, nanousd: int) -> None:
         self._span.set_attribute(telemetry.COST_SPAN, nanousd)

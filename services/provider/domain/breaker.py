@@ -3,6 +3,10 @@
 from collections.abc import Callable
 
 
+class Entry:
+    """A call that the breaker let through. Its end is told to the breaker."""
+
+
 class Breaker:
     """Opens after `threshold` faults in a row; `open_s` later one call may probe, and its end decides."""
 
@@ -12,7 +16,7 @@ class Breaker:
         self._monotonic = monotonic
         self._faults = 0
         self._open_until = 0.0
-        self._probing = False
+        self._probe: Entry | None = None
 
     @property
     def open_for_s(self) -> float:
@@ -20,26 +24,34 @@ class Breaker:
         if self._faults < self._threshold:
             return 0.0
         left = self._open_until - self._monotonic()
-        if left <= 0 and self._probing:
+        if left <= 0 and self._probe:
             return self._open_s
         return max(left, 0.0)
 
-    def enter(self) -> None:
-        """A call begins, after `open_for_s` was 0. One of succeeded, failed and left must follow."""
-        self._probing = self._faults >= self._threshold
+    def enter(self) -> Entry | None:
+        """A call begins; None while the breaker keeps calls away. One of succeeded, failed and left must follow."""
+        if self.open_for_s:
+            return None
+        entry = Entry()
+        if self._faults >= self._threshold:
+            self._probe = entry
+        return entry
 
-    def succeeded(self) -> None:
+    def succeeded(self, entry: Entry) -> None:
         """The vendor works."""
         self._faults = 0
-        self._probing = False
+        self._probe = None
 
-    def failed(self) -> None:
+    def failed(self, entry: Entry) -> None:
         """The vendor is at fault."""
+        if self._faults >= self._threshold and entry is not self._probe:
+            return  # it began before the breaker opened: no news
+        self.left(entry)
         self._faults += 1
-        self._probing = False
         if self._faults >= self._threshold:
             self._open_until = self._monotonic() + self._open_s
 
-    def left(self) -> None:
+    def left(self, entry: Entry) -> None:
         """The call ended and says nothing about the vendor."""
-        self._probing = False
+        if entry is self._probe:
+            self._probe = None

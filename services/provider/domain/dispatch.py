@@ -6,19 +6,20 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from services.common.chat import AnswerBuilder, Chat, Delta, FinishReason
+from services.common.chat_pb import Caller
 from services.common.money import Rates, Usage, price
 from services.common.tokens import estimate_chat_tokens, estimate_tokens
+from services.provider.domain.breaker import Entry
 from services.provider.domain.charge import Charge, list_charge, measured_charge
 from services.provider.domain.plan import Attempt, Candidate, Plan, RetryRules
-from services.provider.domain.vendor import Call, Caller, Completion, Reason, VendorError, Watch
+from services.provider.domain.vendor import Call, Completion, Reason, VendorError, Watch
 
 
 class UnknownCandidate(Exception):
-    """A candidate that no vendor serves; `index` is its place in the order's list."""
+    """No vendor serves any of the candidates."""
 
-    def __init__(self, index: int, model: str) -> None:
-        super().__init__(f"no vendor serves the model {model}")
-        self.index = index
+    def __init__(self, models: Sequence[str]) -> None:
+        super().__init__(f"no vendor serves the model {' or '.join(models)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A candidate began to answer."""
+    """A candidate began to answer; `component` is where its cost arises: "provider" or "engine"."""
 
     model: str
     vendor: str
+    component: str = "provider"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,36 +91,50 @@ class Dispatcher:
         while (step := plan.next()) is not None:
             if step.wait_s:
                 await self._sleep(step.wait_s)
+            candidate = step.candidate
+            if not await candidate.slots.acquire(plan.left_s):
+                plan.busy(candidate)
+                continue
             started = False
             try:
-                async with step.candidate.slots, aclosing(self._attempt(order, plan, step.candidate)) as events:
+                # Asked again: while this one waited, others may have found the vendor ill, or sent the one probe.
+                if plan.late or (entry := candidate.breaker.enter()) is None:
+                    continue
+                async with aclosing(self._attempt(order, plan, candidate, entry)) as events:
                     async for event in events:
                         if not started:
                             started = True
-                            yield Started(step.candidate.model, step.candidate.vendor)
+                            yield Started(candidate.model, candidate.vendor, candidate.component)
                         yield event
                 return
             except VendorError as error:
                 if started:
-                    raise plan.cut(step.candidate, error) from error
+                    raise plan.cut(candidate, error) from error
+            finally:
+                candidate.slots.release()
         raise plan.no_answer()
 
     def _plan(self, order: Order) -> Plan:
         candidates: list[Candidate] = []
-        for index, model in enumerate(order.candidates):
+        for model in order.candidates:
             if model not in self._candidates:
-                raise UnknownCandidate(index, model)
+                self._watch.not_served(model)
+                continue
             candidates.extend(c for c in self._candidates[model] if c not in candidates)
+        if not candidates:
+            raise UnknownCandidate(order.candidates)
         rules = self._rules
         if order.max_attempts is not None:
             rules = RetryRules(order.max_attempts, rules.base_pause_s, rules.max_pause_s)
         return Plan(candidates, rules, order.deadline, self._monotonic, self._random)
 
-    async def _attempt(self, order: Order, plan: Plan, candidate: Candidate) -> AsyncGenerator[Delta | Finished]:
+    async def _attempt(
+        self, order: Order, plan: Plan, candidate: Candidate, entry: Entry
+    ) -> AsyncGenerator[Delta | Finished]:
         began = self._monotonic()
+        timeout_s = candidate.timeout_s if order.streaming else candidate.unary_timeout_s
         answer = AnswerBuilder()
         watch = self._watch.attempt(candidate.model, candidate.vendor, len(plan.attempts) + 1)
-        candidate.breaker.enter()
         decided = False
 
         def took_ms() -> int:
@@ -126,19 +142,19 @@ class Dispatcher:
 
         try:
             call = Call(
-                candidate.vendor_model, order.chat, order.caller, order.streaming, candidate.timeout_s, watch.trace
+                candidate.vendor_model, order.chat, order.caller, order.streaming, timeout_s, plan.left_s, watch.trace
             )
             async with aclosing(candidate.calls.call(call)) as events:
                 completion = None
                 while completion is None:
-                    event = await self._next(events, candidate.timeout_s, order.deadline)
+                    event = await self._next(events, timeout_s, order.deadline)
                     if isinstance(event, Completion):
                         completion = event
                     else:
                         answer.add(event)
                         yield event
             decided = True
-            candidate.breaker.succeeded()
+            candidate.breaker.succeeded(entry)
             usage = completion.usage or estimated_usage(order.chat, answer.text)
             if completion.compute is not None:
                 charge = measured_charge(completion.compute, usage)
@@ -150,16 +166,20 @@ class Dispatcher:
         except VendorError as error:
             decided = True
             if error.reason.is_fault:
-                candidate.breaker.failed()
+                candidate.breaker.failed(entry)
             else:
-                candidate.breaker.left()
+                candidate.breaker.left(entry)
             cost = self._cost_of_failure(order.chat, answer.text, candidate.model) if error.billed or answer.text else 0
             watch.failed(error.reason, cost)
             plan.failed(candidate, error, cost, took_ms())
             raise
         finally:
             if not decided:
-                candidate.breaker.left()
+                candidate.breaker.left(entry)
+                # The vendor bills the prompt and what it wrote, also when nobody waits for the rest.
+                cost = self._cost_of_failure(order.chat, answer.text, candidate.model)
+                plan.cancelled(candidate, cost, took_ms())
+                watch.cancelled(cost, plan.wasted)
             watch.end()
 
     async def _next(

@@ -1,18 +1,22 @@
 """The attempt plan: which candidate is tried next, when, and what to say when none answered."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from services.provider.domain.breaker import Breaker
+from services.provider.domain.slots import Slots
 from services.provider.domain.vendor import Reason, Vendor, VendorError
+
+_BUSY_RETRY_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """A model at a vendor. `model` is its name in the price book, `vendor_model` the vendor's id for it.
 
-    `slots` bounds the vendor's concurrent calls and is shared by its candidates.
+    `timeout_s` is how long a stream may be silent, `unary_timeout_s` how long a whole answer may take, in seconds. `slots`
+    bounds the vendor's concurrent calls and is shared by its candidates. `component` is where its cost arises: "provider" or
+    "engine".
     """
 
     model: str
@@ -21,7 +25,9 @@ class Candidate:
     calls: Vendor
     breaker: Breaker
     timeout_s: float
-    slots: asyncio.Semaphore
+    unary_timeout_s: float
+    slots: Slots
+    component: str = "provider"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,8 @@ class Plan:
     random: Callable[[], float]
     attempts: list[Attempt] = field(default_factory=list)
     _open: list[_State] = field(init=False)
-    _errors: list[VendorError] = field(default_factory=list)
+    _errors: dict[Candidate, VendorError] = field(default_factory=dict)  # the last one of each
+    _busy: list[str] = field(default_factory=list)
     _skipped: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -100,6 +107,16 @@ class Plan:
     def wasted(self) -> int:
         """What the attempts that did not answer cost, in nano-USD."""
         return sum(attempt.cost_nanousd for attempt in self.attempts if attempt.outcome != "ok")
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the deadline, negative after it; None without one."""
+        return None if self.deadline is None else self.deadline - self.monotonic()
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and self.monotonic() >= self.deadline
 
     def next(self) -> Step | None:
         """The next attempt; None when there is none."""
@@ -121,10 +138,14 @@ class Plan:
     def failed(self, candidate: Candidate, error: VendorError, cost_nanousd: int, duration_ms: int) -> None:
         """Notes a failed attempt."""
         self.attempts.append(Attempt(candidate.model, candidate.vendor, error.reason, cost_nanousd, duration_ms))
-        self._errors.append(error)
-        if not error.reason.may_pass:
-            # The vendor refuses the request or our key: another of its models will not help.
+        self._errors[candidate] = error
+        if error.reason is Reason.CREDENTIAL:
+            # The vendor refuses our key: another of its models will not help.
             self._open = [state for state in self._open if state.candidate.vendor != candidate.vendor]
+            return
+        if not error.reason.may_pass:
+            # It refuses the request; another model, with a longer context perhaps, may take it.
+            self._close(candidate)
             return
         for state in self._open:
             if state.candidate is candidate:
@@ -132,6 +153,17 @@ class Plan:
                 limit = min(self.rules.base_pause_s * 2 ** (state.failures - 1), self.rules.max_pause_s)
                 pause = max(self.random() * limit, error.retry_after_s or 0.0)
                 state.not_before = self.monotonic() + pause
+
+    def busy(self, candidate: Candidate) -> None:
+        """Notes a candidate whose vendor had no slot in time. It is not asked again."""
+        self._busy.append(_name(candidate))
+        message = f"no call to {candidate.vendor} became free in time"
+        self._errors[candidate] = VendorError(Reason.RATE_LIMITED, message, retry_after_s=_BUSY_RETRY_AFTER_S)
+        self._close(candidate)
+
+    def cancelled(self, candidate: Candidate, cost_nanousd: int, duration_ms: int) -> None:
+        """Notes an attempt whose caller left."""
+        self.attempts.append(Attempt(candidate.model, candidate.vendor, "CANCELLED", cost_nanousd, duration_ms))
 
     def answered(self, candidate: Candidate, cost_nanousd: int, duration_ms: int) -> None:
         """Notes the attempt that answered."""
@@ -143,27 +175,36 @@ class Plan:
         return NoAnswer(Reason.CUT, message, retry_after_s=None, field="", wasted=self.wasted)
 
     def no_answer(self) -> NoAnswer:
-        """What to tell the caller. A single common reason is named as such; else all attempts are listed."""
-        reasons = {error.reason for error in self._errors}
-        retry_after = [error.retry_after_s for error in self._errors if error.retry_after_s is not None]
+        """What to tell the caller. A reason common to all candidates is named as such; else all attempts are listed."""
+        errors = list(self._errors.values())
+        reasons = {error.reason for error in errors}
+        retry_after = [error.retry_after_s for error in errors if error.retry_after_s is not None]
         retry_after += self._skipped.values()
+
+        def told(reason: str, message: str, field_: str = "chat") -> NoAnswer:
+            wait_s = min(retry_after, default=None)
+            return NoAnswer(reason, message, retry_after_s=wait_s, field=field_, wasted=self.wasted)
+
+        if not self.attempts and (self.late or not (self._busy or self._skipped)):
+            return told(Reason.DEADLINE.value, "the deadline passed before a vendor could be called")
+        if not self._skipped and (only := _common(reasons)) is not None:
+            first = next(error for error in errors if error.reason is only)
+            return told(only.value, first.message, first.field)
         tried = [f"{a.model} at {a.vendor}: {a.outcome}" for a in self.attempts]
+        tried += [f"{name}: no free slot" for name in self._busy]
         tried += [f"{name}: breaker open" for name in self._skipped]
-        reason, field_ = "ALL_CANDIDATES_FAILED", "chat"
-        message = "no candidate answered: " + "; ".join(tried)
-        if (
-            len(reasons) == 1
-            and not self._skipped
-            and (only := self._errors[0]).reason
-            not in (
-                Reason.UNAVAILABLE,
-                Reason.CUT,
-            )
-        ):
-            reason, message, field_ = only.reason.value, only.message, only.field
-        elif not tried:
-            reason, message = Reason.DEADLINE.value, "the deadline passed before a vendor could be called"
-        return NoAnswer(reason, message, retry_after_s=min(retry_after, default=None), field=field_, wasted=self.wasted)
+        return told("ALL_CANDIDATES_FAILED", "no candidate answered: " + "; ".join(tried))
+
+    def _close(self, candidate: Candidate) -> None:
+        self._open = [state for state in self._open if state.candidate is not candidate]
+
+
+def _common(reasons: set[Reason]) -> Reason | None:
+    """The one reason that says it all. What no candidate takes is the request's fault, if one of them says so."""
+    if reasons == {Reason.INVALID_INPUT, Reason.REJECTED}:
+        return Reason.INVALID_INPUT
+    only = next(iter(reasons)) if len(reasons) == 1 else None
+    return None if only in (Reason.UNAVAILABLE, Reason.CUT) else only
 
 
 def _name(candidate: Candidate) -> str:

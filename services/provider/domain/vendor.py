@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from services.common.chat import Chat, Delta, FinishReason
+from services.common.chat_pb import Caller
 from services.common.money import Usage
 from services.provider.domain.charge import Charge, Compute
 
@@ -56,25 +57,19 @@ class VendorError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """On whose behalf a vendor is called."""
-
-    tenant: str
-    namespace: str
-    endpoint: str
-    user: str
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a vendor: `model` is the vendor's id; `trace` holds the headers that continue the trace."""
+    """One call of a vendor: `model` is the vendor's id; `trace` holds the headers that continue the trace.
+
+    `timeout_s` is how long a stream may be silent, or how long a whole answer may take; `deadline_s` is when the caller's
+    deadline passes, None without one. Both are in seconds from the call's begin.
+    """
 
     model: str
     chat: Chat
     caller: Caller
     streaming: bool
     timeout_s: float
+    deadline_s: float | None = None
     trace: tuple[tuple[str, str], ...] = ()
 
 
@@ -116,8 +111,12 @@ class AttemptWatch(Protocol):
         """The attempt failed, having cost this much."""
         ...
 
+    def cancelled(self, cost_nanousd: int, wasted_nanousd: int) -> None:
+        """The caller left. The attempt cost about this much, and with the failed ones before it `wasted_nanousd`."""
+        ...
+
     def end(self) -> None:
-        """The attempt is over; it was cancelled if neither of the others was called."""
+        """The attempt is over."""
         ...
 
 
@@ -126,4 +125,8 @@ class Watch(Protocol):
 
     def attempt(self, model: str, vendor: str, number: int) -> AttemptWatch:
         """An attempt begins, the `number`-th of its request, from 1."""
+        ...
+
+    def not_served(self, model: str) -> None:
+        """A candidate was passed over because no vendor serves it."""
         ...

@@ -1,4 +1,4 @@
-from services.provider.domain.breaker import Breaker
+from services.provider.domain.breaker import Breaker, Entry
 
 
 class Hand:
@@ -9,24 +9,30 @@ class Hand:
         return self.now
 
 
+def entered(breaker: Breaker) -> Entry:
+    entry = breaker.enter()
+    assert entry is not None
+    return entry
+
+
 def opened(clock: Hand) -> Breaker:
     breaker = Breaker(3, 10.0, clock)
     for _ in range(3):
-        breaker.enter()
-        breaker.failed()
+        breaker.failed(entered(breaker))
     return breaker
 
 
 def test_opens_after_faults_in_a_row_only() -> None:
     breaker = Breaker(3, 10.0, Hand())
     for _ in range(2):
-        breaker.failed()
-    breaker.succeeded()
+        breaker.failed(entered(breaker))
+    breaker.succeeded(entered(breaker))
     for _ in range(2):
-        breaker.failed()
+        breaker.failed(entered(breaker))
     assert breaker.open_for_s == 0
-    breaker.failed()
+    breaker.failed(entered(breaker))
     assert breaker.open_for_s == 10.0
+    assert breaker.enter() is None
 
 
 def test_lets_one_probe_through_after_a_while() -> None:
@@ -36,17 +42,17 @@ def test_lets_one_probe_through_after_a_while() -> None:
     assert breaker.open_for_s == 6.0
     clock.now += 6
     assert breaker.open_for_s == 0
-    breaker.enter()
+    assert breaker.enter() is not None
     assert breaker.open_for_s > 0
+    assert breaker.enter() is None
 
 
 def test_a_good_probe_closes_it() -> None:
     clock = Hand()
     breaker = opened(clock)
     clock.now += 10
-    breaker.enter()
-    breaker.succeeded()
-    breaker.failed()
+    breaker.succeeded(entered(breaker))
+    breaker.failed(entered(breaker))
     assert breaker.open_for_s == 0
 
 
@@ -54,8 +60,7 @@ def test_a_bad_probe_opens_it_again() -> None:
     clock = Hand()
     breaker = opened(clock)
     clock.now += 10
-    breaker.enter()
-    breaker.failed()
+    breaker.failed(entered(breaker))
     assert breaker.open_for_s == 10.0
 
 
@@ -63,6 +68,22 @@ def test_a_probe_that_says_nothing_leaves_room_for_another() -> None:
     clock = Hand()
     breaker = opened(clock)
     clock.now += 10
-    breaker.enter()
-    breaker.left()
+    breaker.left(entered(breaker))
     assert breaker.open_for_s == 0
+
+
+def test_a_call_from_before_it_opened_makes_no_room_for_a_second_probe() -> None:
+    clock = Hand()
+    breaker = Breaker(3, 10.0, clock)
+    early, other = entered(breaker), entered(breaker)
+    for _ in range(3):
+        breaker.failed(entered(breaker))
+    clock.now += 4
+    breaker.failed(early)
+    assert breaker.open_for_s == 6.0
+    clock.now += 6
+    probe = entered(breaker)
+    breaker.left(other)
+    assert breaker.enter() is None
+    breaker.succeeded(probe)
+    assert breaker.enter() is not None

@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.chat import Chat, Delta, FinishReason, Message, Role, TextDelta, TextPart
-from services.common.money import Rates, Usage
+from services.common.chat_pb import Caller
+from services.common.money import Rates, Usage, price
 from services.provider.domain.breaker import Breaker
 from services.provider.domain.charge import Charge, Compute
-from services.provider.domain.dispatch import Dispatcher, Finished, Order, Started, UnknownCandidate
+from services.provider.domain.dispatch import Dispatcher, Finished, Order, Started, UnknownCandidate, estimated_usage
 from services.provider.domain.plan import Candidate, NoAnswer, RetryRules
-from services.provider.domain.vendor import Call, Caller, Completion, Reason, VendorError
+from services.provider.domain.slots import Slots
+from services.provider.domain.vendor import Call, Completion, Reason, VendorError
 
 CHAT = Chat((Message(Role.USER, (TextPart("Where is my order?"),)),))
 CALLER = Caller("acme", "default", "", "", "r1")
@@ -89,6 +91,12 @@ class NoWatch:
     def failed(self, reason: Reason, cost_nanousd: int) -> None:
         self.notes.append(f"failed {reason} {cost_nanousd}")
 
+    def cancelled(self, cost_nanousd: int, wasted_nanousd: int) -> None:
+        self.notes.append(f"cancelled {cost_nanousd} of {wasted_nanousd}")
+
+    def not_served(self, model: str) -> None:
+        self.notes.append(f"nobody serves {model}")
+
     def end(self) -> None:
         self.notes.append("end")
 
@@ -103,12 +111,15 @@ class Bench:
         max_attempts: int = 4,
         random: Callable[[], float] = lambda: 1.0,
         timeout_s: float = 30.0,
+        unary_timeout_s: float = 600.0,
         same_vendor: bool = False,
         faults: int = 100,
+        slots: Slots | None = None,
+        engine: str = "",
     ) -> None:
         self.time = Time()
         self.watch = NoWatch()
-        slots = asyncio.Semaphore(8)
+        self.slots = slots or Slots(8, 8, 5.0)
         candidates = {
             model: [
                 Candidate(
@@ -118,7 +129,9 @@ class Bench:
                     vendor,
                     Breaker(faults, 10.0, self.time),
                     timeout_s,
-                    slots,
+                    unary_timeout_s,
+                    self.slots if slots is None or model == "cheap" else Slots(8, 8, 5.0),
+                    component="engine" if model == engine else "provider",
                 )
             ]
             for model, vendor in vendors.items()
@@ -133,14 +146,27 @@ class Bench:
             sleep=self.time.sleep,
         )
 
-    def order(self, *models: str, deadline_s: float | None = 60.0, max_attempts: int | None = None) -> Order:
+    def breaker(self, model: str) -> Breaker:
+        return self.dispatcher._candidates[model][0].breaker
+
+    def order(
+        self,
+        *models: str,
+        deadline_s: float | None = 60.0,
+        max_attempts: int | None = None,
+        streaming: bool = True,
+    ) -> Order:
         deadline = None if deadline_s is None else self.time.now + deadline_s
-        return Order(CHAT, CALLER, models, True, deadline, max_attempts)
+        return Order(CHAT, CALLER, models, streaming, deadline, max_attempts)
 
     async def events(
-        self, *models: str, deadline_s: float | None = 60.0, max_attempts: int | None = None
+        self,
+        *models: str,
+        deadline_s: float | None = 60.0,
+        max_attempts: int | None = None,
+        streaming: bool = True,
     ) -> list[Started | Delta | Finished]:
-        order = self.order(*models, deadline_s=deadline_s, max_attempts=max_attempts)
+        order = self.order(*models, deadline_s=deadline_s, max_attempts=max_attempts, streaming=streaming)
         return [event async for event in self.dispatcher.answer(order)]
 
     async def failure(self, *models: str, deadline_s: float | None = 60.0) -> NoAnswer:
@@ -228,12 +254,46 @@ async def test_all_failed_names_every_attempt() -> None:
     )
 
 
-@pytest.mark.parametrize("reason", [Reason.REJECTED, Reason.CREDENTIAL, Reason.INVALID_INPUT])
-async def test_a_refusal_is_not_repeated_at_the_same_vendor(reason: Reason) -> None:
-    cheap, dear = ScriptedVendor([error(reason)]), ScriptedVendor(OK)
+async def test_a_vendor_that_refuses_our_key_is_not_asked_for_another_model() -> None:
+    cheap, dear = ScriptedVendor([error(Reason.CREDENTIAL)]), ScriptedVendor(OK)
     failure = await Bench({"cheap": cheap, "dear": dear}, same_vendor=True).failure("cheap", "dear")
-    assert failure.reason == reason
+    assert failure.reason == Reason.CREDENTIAL
     assert (len(cheap.calls), len(dear.calls)) == (1, 0)
+
+
+@pytest.mark.parametrize("reason", [Reason.REJECTED, Reason.INVALID_INPUT])
+async def test_what_one_model_refuses_another_of_the_same_vendor_may_take(reason: Reason) -> None:
+    cheap = ScriptedVendor([error(reason)])
+    bench = Bench({"cheap": cheap, "dear": ScriptedVendor(OK)}, same_vendor=True)
+    done = finished(await bench.events("cheap", "dear"))
+    assert outcomes(done) == [("cheap", reason.value), ("dear", "ok")]
+    assert len(cheap.calls) == 1
+
+
+@pytest.mark.parametrize("reason", [Reason.REJECTED, Reason.INVALID_INPUT])
+async def test_a_refused_request_is_not_repeated(reason: Reason) -> None:
+    cheap = ScriptedVendor([error(reason)])
+    failure = await Bench({"cheap": cheap}).failure("cheap")
+    assert failure.reason == reason
+    assert len(cheap.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("cheap", "dear", "reason"),
+    [
+        ([Reason.INVALID_INPUT], [Reason.REJECTED], "INVALID_INPUT"),
+        ([Reason.INVALID_INPUT], [Reason.UNAVAILABLE], "ALL_CANDIDATES_FAILED"),
+        ([Reason.UNAVAILABLE, Reason.INVALID_INPUT], [Reason.INVALID_INPUT], "INVALID_INPUT"),
+    ],
+)
+async def test_what_no_candidate_takes_is_the_requests_fault(
+    cheap: list[Reason], dear: list[Reason], reason: str
+) -> None:
+    vendors: dict[str, ScriptedVendor | Silent] = {
+        "cheap": ScriptedVendor(*[[error(r)] for r in cheap]),
+        "dear": ScriptedVendor(*[[error(r)] for r in dear]),
+    }
+    assert (await Bench(vendors).failure("cheap", "dear")).reason == reason
 
 
 async def test_a_cut_after_the_first_piece_is_an_error_and_never_finished() -> None:
@@ -265,7 +325,7 @@ async def test_a_silent_vendor_is_left_after_its_time() -> None:
 async def test_the_callers_deadline_is_no_fault_of_the_vendor() -> None:
     bench = Bench({"cheap": Silent()}, faults=1, max_attempts=1)
     assert (await bench.failure("cheap", deadline_s=0.01)).reason == "DEADLINE_EXCEEDED"
-    assert bench.dispatcher._candidates["cheap"][0].breaker.open_for_s == 0
+    assert bench.breaker("cheap").open_for_s == 0
 
 
 async def test_an_open_breaker_is_passed_over() -> None:
@@ -305,7 +365,67 @@ async def test_closing_the_stream_cancels_the_vendor() -> None:
         await anext(events)
         await anext(events)
     assert vendor.cancelled == 1
-    assert bench.watch.notes == ["1 cheap vendor-of-cheap", "end"]
+    cost = price(RATES["cheap"], estimated_usage(CHAT, "On its "))
+    assert bench.watch.notes == ["1 cheap vendor-of-cheap", f"cancelled {cost} of {cost}", "end"]
+
+
+async def test_what_a_cancelled_answer_cost_includes_the_attempts_before_it() -> None:
+    failing = ScriptedVendor([VendorError(Reason.UNAVAILABLE, "reset", billed=True)])
+    bench = Bench({"dear": failing, "cheap": ScriptedVendor(OK)})
+    async with aclosing(bench.dispatcher.answer(bench.order("dear", "cheap"))) as events:
+        assert await anext(events) == Started("cheap", "vendor-of-cheap")
+    first = price(RATES["dear"], estimated_usage(CHAT, ""))
+    second = price(RATES["cheap"], estimated_usage(CHAT, "On its "))
+    assert f"failed {Reason.UNAVAILABLE} {first}" in bench.watch.notes
+    assert f"cancelled {second} of {first + second}" in bench.watch.notes
+
+
+async def test_an_answer_says_at_its_begin_where_its_cost_arises() -> None:
+    bench = Bench({"cheap": ScriptedVendor(OK)}, engine="cheap")
+    assert (await bench.events("cheap"))[0] == Started("cheap", "vendor-of-cheap", "engine")
+
+
+async def test_a_vendor_without_a_free_slot_gives_way_to_the_next() -> None:
+    cheap = ScriptedVendor(OK)
+    bench = Bench({"cheap": cheap, "dear": ScriptedVendor(OK)}, slots=Slots(1, 8, 0.001))
+    assert await bench.slots.acquire()
+    assert outcomes(finished(await bench.events("cheap", "dear"))) == [("dear", "ok")]
+    failure = await bench.failure("cheap")
+    assert (failure.reason, failure.retry_after_s, cheap.calls) == ("RATE_LIMITED", 1.0, [])
+    bench.slots.release()
+    assert outcomes(finished(await bench.events("cheap"))) == [("cheap", "ok")]
+
+
+async def test_whoever_waited_for_a_slot_asks_the_breaker_again() -> None:
+    cheap = ScriptedVendor(OK)
+    bench = Bench({"cheap": cheap, "dear": ScriptedVendor(OK)}, slots=Slots(1, 8, 5.0), faults=1)
+    assert await bench.slots.acquire()
+    waiting = asyncio.create_task(bench.events("cheap", "dear"))
+    await asyncio.sleep(0)
+    entry = bench.breaker("cheap").enter()
+    assert entry is not None
+    bench.breaker("cheap").failed(entry)
+    bench.slots.release()
+    assert outcomes(finished(await waiting)) == [("dear", "ok")]
+    assert cheap.calls == []
+
+
+async def test_only_one_of_those_who_wait_probes_a_vendor_that_was_ill() -> None:
+    bench = Bench({"cheap": Silent(), "dear": ScriptedVendor(OK)}, timeout_s=0.05, faults=1, max_attempts=2)
+    await bench.events("cheap", "dear")
+    bench.time.now += 11
+    answers = await asyncio.gather(*(bench.events("cheap", "dear") for _ in range(4)))
+    assert sorted(len(finished(events).attempts) for events in answers) == [1, 1, 1, 2]
+
+
+async def test_a_whole_answer_may_take_longer_than_a_stream_may_be_silent() -> None:
+    vendor = ScriptedVendor(OK)
+    bench = Bench({"cheap": vendor}, timeout_s=30.0, unary_timeout_s=400.0)
+    await bench.events("cheap", deadline_s=90.0, streaming=False)
+    await bench.events("cheap", deadline_s=None)
+    assert [(call.timeout_s, call.deadline_s) for call in vendor.calls] == [(400.0, 90.0), (30.0, None)]
+    slow = Bench({"cheap": Silent(), "dear": ScriptedVendor(OK)}, timeout_s=30.0, unary_timeout_s=0.01)
+    assert outcomes(finished(await slow.events("cheap", "dear", streaming=False)))[0][1] == "UPSTREAM_UNAVAILABLE"
 
 
 async def test_missing_usage_is_estimated_and_says_so() -> None:
@@ -328,10 +448,15 @@ async def test_a_model_without_price_is_unpriced() -> None:
     assert done.charge.unpriced
 
 
-async def test_an_unknown_candidate_is_named() -> None:
-    with pytest.raises(UnknownCandidate) as caught:
-        await Bench({"cheap": ScriptedVendor(OK)}).events("cheap", "nope")
-    assert caught.value.index == 1
+async def test_a_candidate_that_nobody_serves_is_passed_over() -> None:
+    bench = Bench({"cheap": ScriptedVendor(OK)})
+    assert outcomes(finished(await bench.events("nope", "cheap"))) == [("cheap", "ok")]
+    assert bench.watch.notes[0] == "nobody serves nope"
+
+
+async def test_candidates_that_nobody_serves_are_named() -> None:
+    with pytest.raises(UnknownCandidate, match="no vendor serves the model nope or never"):
+        await Bench({"cheap": ScriptedVendor(OK)}).events("nope", "never")
 
 
 @given(
