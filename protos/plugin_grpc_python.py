@@ -13,6 +13,7 @@ from grpc_tools import protoc
 
 
 def main() -> None:
+    """Reads a request from standard input, writes the response to standard output."""
     request = CodeGeneratorRequest.FromString(sys.stdin.buffer.read())
     response = CodeGeneratorResponse(supported_features=CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL)
     with tempfile.TemporaryDirectory() as folder:
