@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -12,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+_CHILD = (sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py")))
 QUICK_DEATH_S = 20.0
 MAX_QUICK_DEATHS = 5
 
@@ -73,12 +72,15 @@ class Child:
             started = time.monotonic()
             with self.log_file.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
+                    *_CHILD,
+                    str(self.spec.nice),
                     *self.spec.argv,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     env={**os.environ, **self.spec.env},
-                    preexec_fn=self._before_exec,
+                    # Ctrl-C in the terminal is for the supervisor, which then stops its children in order.
+                    start_new_session=True,
                 )
             self.pid = self._process.pid
             self._events.changed()
@@ -121,15 +123,6 @@ class Child:
             await asyncio.sleep(0.1)
         self.is_ready.set()
         self._events.ready(self.spec.name, self.spec.address, time.monotonic() - started)
-
-    def _before_exec(self) -> None:
-        # Ctrl-C in the terminal is for the supervisor, which then stops its children in order.
-        os.setpgid(0, 0)
-        if self.spec.nice:
-            os.nice(self.spec.nice)
-        if sys.platform == "linux":
-            # A supervisor that is killed leaves no orphans behind.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _how(code: int) -> str:
