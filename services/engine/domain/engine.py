@@ -83,7 +83,7 @@ class Engine:
         self._slots = asyncio.Semaphore(max_running)
         self._waiting = 0
         self._proven = False
-        self._failure = ""
+        self._lack: str | None = None
 
     async def start(self) -> None:
         """Loads the model and makes it produce one token. Only then is the engine ready."""
@@ -93,14 +93,14 @@ class Engine:
                 pass
         self._proven = True
 
-    def give_up(self, why: str) -> None:
-        """Notes that the model cannot be loaded."""
-        self._failure = why
+    def lack(self, why: str | None) -> None:
+        """Notes what keeps the model from being loaded; None: nothing does any more."""
+        self._lack = why
 
     async def missing(self) -> str | None:
         """What keeps the engine from answering; None when nothing does."""
-        if self._failure:
-            return f"the model {self._model} failed to load: {self._failure}"
+        if self._lack:
+            return self._lack
         if not self._proven:
             return f"the model {self._model} is loading"
         return self._backend.fault
