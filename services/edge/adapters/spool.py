@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 BATCH = 200
 _SEGMENT = "segment-*.jsonl"
+# Made once: json.dumps would make an encoder for every record.
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class FileSpool:
@@ -81,7 +83,7 @@ class FileSpool:
 
     def _write(self, record: UsageRecord) -> None:
         """The whole line or, with OSError, nothing of it."""
-        line = json.dumps(record.to_json(), separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+        line = _encode(record.to_json()).encode() + b"\n"
         written = os.write(self._file, line)
         if written < len(line):
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
