@@ -4,16 +4,13 @@ import asyncio
 import json
 import secrets
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from services.cli.embedded.redis_server import redis_command
-from services.cli.processes import Child, Events, Spec, free_ports
+from services.cli.processes import Child, Events, Spec, free_ports, health_probe, port_probe
 from services.edge.adapters.keys import hash_key
 
 SERVICES = ("embedder", "cache", "router", "compressor", "provider", "edge")
@@ -92,14 +89,14 @@ def _specs(folder: Path, address: Mapping[str, str]) -> list[Spec]:
 
     def module(name: str, path: str, *arguments: str) -> Spec:
         command = [sys.executable, "-m", path, "--port", port[name], *arguments]
-        return Spec(name, command, address[name], _is_open(address[name]))
+        return Spec(name, command, address[name], port_probe(address[name]))
 
     specs = [
         Spec(
             "redis",
             redis_command(folder / "redis", int(port["redis"]), append_only=True),
             address["redis"],
-            _is_open(address["redis"]),
+            port_probe(address["redis"]),
         ),
         module("qdrant", "services.cli.embedded.qdrant_server", "--path", str(folder / "qdrant")),
         module("vendor", "benchmarks.hops.vendor"),
@@ -136,32 +133,6 @@ def _specs(folder: Path, address: Mapping[str, str]) -> list[Spec]:
         settings = {**own[name], "PORT": port[name]}
         env = {f"LLMMESH_{name.upper()}_{key}": value for key, value in settings.items()} | tracing
         specs.append(
-            Spec(name, [sys.executable, "-m", f"services.{name}"], address[name], _is_serving(address[name]), env)
+            Spec(name, [sys.executable, "-m", f"services.{name}"], address[name], health_probe(address[name]), env)
         )
     return specs
-
-
-def _is_open(address: str) -> Callable[[], Awaitable[bool]]:
-    host, port = address.rsplit(":", 1)
-
-    async def ready() -> bool:
-        try:
-            _, writer = await asyncio.open_connection(host, int(port))
-        except OSError:
-            return False
-        writer.close()
-        return True
-
-    return ready
-
-
-def _is_serving(address: str) -> Callable[[], Awaitable[bool]]:
-    async def ready() -> bool:
-        async with grpc.aio.insecure_channel(address) as channel:
-            try:
-                answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
-            except grpc.aio.AioRpcError:
-                return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-    return ready

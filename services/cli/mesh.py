@@ -8,16 +8,21 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypedDict
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from services.cli.embedded.redis_server import redis_command
-from services.cli.processes import Child, Events, Spec, free_ports
+from services.cli.processes import (
+    Child,
+    Events,
+    Spec,
+    free_ports,
+    health_probe,
+    port_probe,
+    redis_probe,
+)
 from services.edge.adapters.keys import hash_key
 
 SERVICES = ("embedder", "cache", "router", "compressor", "engine", "provider", "edge")
@@ -212,7 +217,7 @@ class LocalMesh:
                 "redis",
                 redis_command(state / "redis", int(port["redis"]), append_only=True),
                 address["redis"],
-                lambda: _redis_ready(address["redis"]),
+                redis_probe(address["redis"]),
             ),
             Spec(
                 "qdrant",
@@ -225,13 +230,13 @@ class LocalMesh:
                     port["qdrant"],
                 ],
                 address["qdrant"],
-                lambda: _port_open(address["qdrant"]),
+                port_probe(address["qdrant"]),
             ),
             Spec(
                 "vendor",
                 [*module, "services.cli.standin", "--port", port["vendor"], "--api-key-env", "STANDIN_API_KEY"],
                 vendor,
-                lambda: _port_open(vendor),
+                port_probe(vendor),
                 {"STANDIN_API_KEY": vendor_key},
                 nice=5,
             ),
@@ -246,7 +251,7 @@ class LocalMesh:
                     name,
                     [*module, f"services.{name}"],
                     address[name],
-                    _health_probe(address[name]),
+                    health_probe(address[name]),
                     env,
                     nice=5 if name == "engine" else 0,
                 )
@@ -269,38 +274,3 @@ def _write_private(path: Path, text: str) -> None:
 def _alive(mesh: MeshJson) -> bool:
     pid = mesh["services"].get("edge", {"pid": None, "address": ""})["pid"]
     return pid is not None and Path(f"/proc/{pid}").exists()
-
-
-async def _port_open(address: str) -> bool:
-    host, port = address.rsplit(":", 1)
-    try:
-        _, writer = await asyncio.open_connection(host, int(port))
-    except OSError:
-        return False
-    writer.close()
-    return True
-
-
-async def _redis_ready(address: str) -> bool:
-    """Open, and done loading its data."""
-    host, port = address.rsplit(":", 1)
-    try:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"PING\r\n")
-        answer = await asyncio.wait_for(reader.readline(), 1)
-        writer.close()
-    except (OSError, TimeoutError):
-        return False
-    return answer.startswith(b"+PONG")
-
-
-def _health_probe(address: str) -> Callable[[], Awaitable[bool]]:
-    async def ready() -> bool:
-        async with grpc.aio.insecure_channel(address) as channel:
-            try:
-                answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
-            except grpc.aio.AioRpcError:
-                return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-    return ready

@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 _CHILD = (sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py")))
 QUICK_DEATH_S = 20.0
 MAX_QUICK_DEATHS = 5
@@ -28,6 +31,55 @@ def free_ports(count: int) -> list[int]:
             s.close()
 
 
+Probe = Callable[[], Awaitable[bool]]
+
+
+def port_probe(address: str) -> Probe:
+    """Ready is who takes connections."""
+    host, port = address.rsplit(":", 1)
+
+    async def ready() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    return ready
+
+
+def redis_probe(address: str) -> Probe:
+    """Ready is a Redis that is done loading its data."""
+    host, port = address.rsplit(":", 1)
+
+    async def ready() -> bool:
+        try:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"PING\r\n")
+            answer = await asyncio.wait_for(reader.readline(), 1)
+            writer.close()
+        except (OSError, TimeoutError):
+            return False
+        return answer.startswith(b"+PONG")
+
+    return ready
+
+
+def health_probe(address: str) -> Probe:
+    """Ready is who says so by grpc.health.v1."""
+
+    async def ready() -> bool:
+        async with grpc.aio.insecure_channel(address) as channel:
+            try:
+                answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+            except grpc.aio.AioRpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    return ready
+
+
 @dataclass(frozen=True)
 class Spec:
     """What a process is: command, environment beside ours, and how to ask whether it is ready.
@@ -38,7 +90,7 @@ class Spec:
     name: str
     argv: Sequence[str]
     address: str
-    ready: Callable[[], Awaitable[bool]]
+    ready: Probe
     env: Mapping[str, str] = field(default_factory=dict)
     nice: int = 0
 
