@@ -8,12 +8,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 import structlog
 from opentelemetry import trace
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Span
 
 # OpenTelemetry GenAI conventions (open-telemetry/semantic-conventions-genai, status Development).
 GEN_AI_OPERATION = "gen_ai.operation.name"
@@ -61,7 +59,6 @@ COST_SAVED = {
     for layer in ("cache", "routing", "compression", "prompt_cache", "batch")
 }
 ERROR_TYPE = "error.type"
-RPC_SYSTEM = "rpc.system"
 
 ATTRIBUTES = frozenset(
     {value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str)}
@@ -81,15 +78,6 @@ def span() -> Span:
 def set_cost(cost_nanousd: int) -> None:
     """Notes on the current span what it caused, in nano-USD."""
     span().set_attribute(COST_SPAN, cost_nanousd)
-
-
-@contextmanager
-def child_span(
-    name: str, kind: SpanKind = SpanKind.INTERNAL, attributes: Mapping[str, str | int | float] | None = None
-) -> Iterator[Span]:
-    """A span of one's own below the current one. An exception that leaves it marks it as failed."""
-    with trace.get_tracer("llmmesh").start_as_current_span(name, kind=kind, attributes=attributes) as child:
-        yield child
 
 
 def inject(current: Span) -> tuple[tuple[str, str], ...]:

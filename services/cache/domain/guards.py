@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from services.cache.domain import lexicon
+from services.common.words import english_singular
 
 _READ_LIMIT = 8_000
 """Characters that are read in detail; a longer text must match word for word beyond that (see `Reading.rest`)."""
@@ -559,12 +560,7 @@ def stem(word: str, tongue: str) -> str:
 
 
 def _stem_english(word: str) -> str:
-    if len(word) > 4 and word.endswith("ies"):
-        word = word[:-3] + "y"
-    elif len(word) > 4 and word.endswith(("sses", "shes", "ches", "xes", "zes")):
-        word = word[:-2]
-    elif len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        word = word[:-1]
+    word = english_singular(word)
     for ending in ("ing", "ed"):
         root = word[: -len(ending)]
         if word.endswith(ending) and len(root) >= 3 and any(vowel in root for vowel in "aeiouy"):

@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 
+from services.common.words import english_singular
+
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)*")
 _COMBINING = re.compile(r"[\u0300-\u036f]")
 
@@ -65,12 +67,7 @@ _SPANISH_SUFFIXES = _listed("""
 
 
 def _stem_english(word: str) -> str:
-    if len(word) > 4 and word.endswith("ies"):
-        word = word[:-3] + "y"
-    elif len(word) > 4 and word.endswith(("sses", "shes", "ches", "xes", "zes")):
-        word = word[:-2]
-    elif len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        word = word[:-1]
+    word = english_singular(word)
     for suffix, least in _ENGLISH_SUFFIXES:
         if word.endswith(suffix) and len(word) - len(suffix) >= least:
             word = word[: -len(suffix)]

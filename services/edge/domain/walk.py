@@ -144,6 +144,11 @@ class _Trip:
         temperature = self.question.chat.sampling.temperature
         return temperature is not None and temperature > self.rules.max_temperature
 
+    @property
+    def tier(self) -> str:
+        """Where it was routed; empty before, and for a model that was named."""
+        return self.route.tier if self.route else ""
+
     def spend(self, component: str, model: str, cost: int) -> None:
         if cost:
             self.overhead.append(CostItem(component, model, cost, overhead=True))
@@ -225,7 +230,7 @@ class Walk:
                     match event:
                         case StreamStarted():
                             model, component = event.model, event.component
-                            yield Began(self._receipt(trip, model))
+                            yield Began(self._receipt(trip, model, trip.tier))
                         case StreamFinished(reason, usage, charge):
                             trip.calling = None
                             done = await self._settle_answer(trip, builder.build(reason), usage, charge, model)
@@ -372,26 +377,14 @@ class Walk:
         )
         bill = hit_bill(self._rules.baseline(), usage, trip.overhead)
         self._record(trip, found.model, found.tier, usage, bill)
-        return usage, Receipt(
-            trip.question.request_id,
-            trip.outcome,
-            found.model,
-            found.tier,
-            bill,
-            tuple(trip.degraded),
-            found.similarity,
-            found.reason,
-            "",
-            found.entry_id,
-        )
+        return usage, self._receipt(trip, found.model, found.tier, bill, found.entry_id)
 
     async def _settle_answer(self, trip: _Trip, answer: Answer, usage: Usage, charge: Charge, model: str) -> Completed:
         bill = answer_bill(self._rules.baseline(), model, usage, charge, trip.removed_tokens, trip.overhead)
-        tier = trip.route.tier if trip.route else ""
         # First the money, then the cache: an answer that was paid for is on record whatever happens next.
-        self._record(trip, model, tier, usage, bill)
-        entry_id = await self._store(trip, answer, usage, model, tier)
-        return Completed(answer, usage, self._receipt(trip, model, bill, entry_id))
+        self._record(trip, model, trip.tier, usage, bill)
+        entry_id = await self._store(trip, answer, usage, model, trip.tier)
+        return Completed(answer, usage, self._receipt(trip, model, trip.tier, bill, entry_id))
 
     async def _store(self, trip: _Trip, answer: Answer, usage: Usage, model: str, tier: str) -> str:
         question, rules = trip.question, trip.rules
@@ -424,7 +417,7 @@ class Walk:
         trip.outcome = "error"
         bill = failure_bill(trip.overhead, trip.unpriced)
         model = next((item.model for item in trip.overhead if item.component in ("provider", "engine")), "")
-        self._record(trip, model, trip.route.tier if trip.route else "", Usage(), bill, reason)
+        self._record(trip, model, trip.tier, Usage(), bill, reason)
         if trip.reserved and not bill.actual:
             # The caller may be gone: giving the reservation back must not depend on it.
             release = self._budgets.release(trip.question.tenant, trip.question.namespace, trip.record_id)
@@ -454,18 +447,17 @@ class Walk:
             )
         )
 
-    def _receipt(self, trip: _Trip, model: str, bill: Bill | None = None, entry_id: str = "") -> Receipt:
-        route = trip.route
+    def _receipt(self, trip: _Trip, model: str, tier: str, bill: Bill | None = None, entry_id: str = "") -> Receipt:
         return Receipt(
             trip.question.request_id,
             trip.outcome,
             model,
-            route.tier if route else "",
+            tier,
             bill,
             tuple(trip.degraded),
             trip.similarity,
             trip.cache_reason,
-            route.reason if route else "",
+            trip.route.reason if trip.route else "",
             entry_id,
         )
 

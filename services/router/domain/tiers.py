@@ -28,9 +28,6 @@ class Tier(IntEnum):
         return cls(min(int(score * len(cls)), len(cls) - 1))
 
 
-TIER_NAMES: tuple[str, ...] = tuple(tier.label for tier in Tier)
-
-
 @dataclass(frozen=True, slots=True)
 class Signal:
     """One observation and what it adds to the score (negative: it makes the request easier)."""
