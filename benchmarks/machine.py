@@ -36,7 +36,8 @@ def _cpu_model() -> str:
 
 
 def cpu_ms(pid: int) -> float:
-    """CPU milliseconds that a process has used so far, user and system, all of its threads."""
+    """CPU milliseconds that a process and its living children have used so far, user and system, all of their threads."""
     # The name in parentheses may hold spaces; fields 14 and 15 of the manual are the 12th and 13th after it.
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) * 1000 / _TICKS_PER_S
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    return (int(fields[11]) + int(fields[12])) * 1000 / _TICKS_PER_S + sum(cpu_ms(int(child)) for child in children)

@@ -8,7 +8,7 @@ from benchmarks.hops.results import Results
 def save(results: Results, path: Path) -> bool:
     """Bars of p50 and of CPU per 1,000 requests by case; False when matplotlib is missing."""
     try:
-        from matplotlib.figure import Figure  # type: ignore[import-not-found]
+        from matplotlib.figure import Figure
     except ImportError:
         return False
     figure = Figure(figsize=(11, 4), layout="constrained")

@@ -7,9 +7,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from llmmesh.cache.v1 import cache_pb2
 from llmmesh.common.v1 import caller_pb2, chat_pb2, vector_pb2
-from services.cache.domain.lookup import CacheRules, Controls, Found, Fresh, Question, Removed, Stored, Vector
+from services.cache.domain import learning
+from services.cache.domain.answers import Comparison
+from services.cache.domain.learning import Measured
+from services.cache.domain.ports import CacheRules, Controls, Found, Fresh, Question, Removed, Stored, Vector
 from services.cache.domain.verdict import Judged, Verdict
-from services.common.chat_pb import Caller, Checker, answer_from_pb, caller_from_pb, chat_from_pb
+from services.common.chat import Answer
+from services.common.chat_pb import Caller, Checker, answer_from_pb, caller_from_pb, chat_from_pb, usage_from_pb
 from services.common.errors import InvalidInput, Violation
 from services.common.policy import Policy, TtlClass
 from services.common.vector_pb import vector_from_pb
@@ -17,6 +21,8 @@ from services.common.vector_pb import vector_from_pb
 MAX_TAGS = 16
 MAX_TAG = 64
 MAX_MODEL = 256
+MAX_CANDIDATES = 10
+MAX_REQUEST_ID = 128
 
 _TTL_CLASSES = {
     cache_pb2.TTL_CLASS_UNSPECIFIED: "",
@@ -46,6 +52,12 @@ def rules_of(policy: Policy) -> dict[str, CacheRules]:
             max_temperature=cache.max_temperature,
             cross_language=cache.allow_cross_language,
             store_tool_calls=cache.store_tool_calls,
+            error_budget=cache.error_budget,
+            verifier=cache.verifier,
+            judge=cache.judge,
+            judge_ms=cache.judge_ms,
+            learn=cache.learn,
+            standalone=cache.standalone,
         )
     return rules
 
@@ -145,6 +157,8 @@ def fresh_from(request: cache_pb2.StoreRequest) -> Fresh:
         tuple(dict.fromkeys(request.tags)),
         request.pinned,
         request.namespace_version if request.HasField("namespace_version") else None,
+        request.model,
+        usage_from_pb(request.usage),
     )
 
 
@@ -173,6 +187,8 @@ def lookup_response(found: Found) -> cache_pb2.LookupResponse:
         semantic_unavailable=found.semantic_unavailable,
         input_token_delta=found.token_delta,
         namespace_version=found.version,
+        verifier_cost_nanousd=found.verifier_cost,
+        lesson=found.lesson,
     )
     if found.payload is not None:
         response.entry.ParseFromString(found.payload)
@@ -197,7 +213,8 @@ def _verdict(verdict: Verdict, *, explain: bool) -> cache_pb2.Verdict:
     return cache_pb2.Verdict(
         reason=verdict.reason,
         threshold=verdict.threshold,
-        candidates=[_candidate(judged, explain) for judged in verdict.judged],
+        candidates=[_candidate(judged, explain) for judged in verdict.judged[:MAX_CANDIDATES]],
+        alias=verdict.alias,
     )
 
 
@@ -208,6 +225,9 @@ def _candidate(judged: Judged, explain: bool) -> cache_pb2.Candidate:
         reason=judged.reason,
         question=judged.question if explain else "",
         detail=judged.detail if explain else "",
+        probability=judged.probability,
+        verifier=judged.verifier,
+        signals=judged.signals if explain else (),
     )
 
 
@@ -233,7 +253,7 @@ def selector_from(request: cache_pb2.InvalidateRequest) -> tuple[str, str]:
     elif kind == "entry_id":
         check.need(bool(_ENTRY_ID.fullmatch(request.entry_id)), "entry_id", "must be 64 hexadecimal digits")
     elif kind == "request_id":
-        check.need(0 < len(request.request_id) <= 128, "request_id", "1 to 128 characters")
+        check.need(0 < len(request.request_id) <= MAX_REQUEST_ID, "request_id", f"1 to {MAX_REQUEST_ID} characters")
     check.done()
     return kind, {"tag": request.tag, "entry_id": request.entry_id, "request_id": request.request_id}.get(kind, "")
 
@@ -241,3 +261,74 @@ def selector_from(request: cache_pb2.InvalidateRequest) -> tuple[str, str]:
 def invalidate_response(removed: Removed) -> cache_pb2.InvalidateResponse:
     """What was removed, on the wire."""
     return cache_pb2.InvalidateResponse(removed=removed.count, namespace_version=removed.version)
+
+
+_KINDS = {
+    cache_pb2.LESSON_KIND_MISS: learning.MISS,
+    cache_pb2.LESSON_KIND_SHADOW: learning.SHADOW,
+    cache_pb2.LESSON_KIND_STALENESS: learning.STALENESS,
+}
+_COMPARISONS = {
+    Comparison.SAME: cache_pb2.COMPARISON_SAME,
+    Comparison.DIFFERENT: cache_pb2.COMPARISON_DIFFERENT,
+    Comparison.DOUBT: cache_pb2.COMPARISON_DOUBT,
+}
+
+
+def answer_text(payload: bytes) -> str:
+    """The answer of a stored entry as text, for comparisons."""
+    return _text(answer_from_pb(cache_pb2.Entry.FromString(payload).answer))
+
+
+def _text(answer: Answer) -> str:
+    calls = (f"{call.name} {call.arguments_json}" for call in answer.message.tool_calls)
+    return "\n".join(filter(None, (answer.message.text, *calls)))
+
+
+def lesson_from(request: cache_pb2.LearnRequest) -> tuple[str, str]:
+    """The fresh answer as text, and why it was made. Raises InvalidInput for a malformed answer or no reason."""
+    check = Checker()
+    check.need(request.kind in _KINDS, "kind", "must be one of MISS, SHADOW, STALENESS")
+    check.done()
+    return _text(answer_from_pb(request.answer)), _KINDS[request.kind]
+
+
+def learn_response(found: Comparison | None) -> cache_pb2.LearnResponse:
+    """What was learned, on the wire."""
+    unknown = cache_pb2.COMPARISON_UNSPECIFIED
+    return cache_pb2.LearnResponse(comparison=unknown if found is None else _COMPARISONS[found])
+
+
+def word_from(request: cache_pb2.FeedbackRequest) -> tuple[str, bool]:
+    """The request that is judged, and whether its answer was right. Raises InvalidInput where either is missing."""
+    check = Checker()
+    check.need(0 < len(request.request_id) <= MAX_REQUEST_ID, "request_id", f"1 to {MAX_REQUEST_ID} characters")
+    check.need(request.HasField("right"), "right", "must be set: silence is no judgement")
+    check.done()
+    return request.request_id, request.right
+
+
+def measure_response(measured: Measured) -> cache_pb2.MeasureResponse:
+    """A namespace's record, on the wire."""
+    record = measured.record
+    return cache_pb2.MeasureResponse(
+        lookups=round(record.lookups),
+        exact_hits=round(record.exact_hits),
+        semantic_hits=round(record.semantic_hits),
+        checked=round(record.checked),
+        wrong=round(record.wrong),
+        wrong_rate_low=measured.wrong_low,
+        wrong_rate_high=measured.wrong_high,
+        error_budget=measured.error_budget,
+        alias_hits=round(record.alias_hits),
+        near_misses=round(record.near_misses),
+        doubtful=round(record.doubtful),
+        learned=round(record.learned),
+        stale_checked=round(record.stale_checked),
+        stale=round(record.stale),
+        feedback_right=round(record.feedback_right),
+        feedback_wrong=round(record.feedback_wrong),
+        state=record.state,
+        threshold=measured.threshold,
+        judged=round(record.judged),
+    )

@@ -4,7 +4,10 @@ import grpc.aio
 
 from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
 from services.cache import convert
-from services.cache.domain.lookup import CacheRules, Found, SemanticCache, StoreUnavailable
+from services.cache.domain.learning import Learning
+from services.cache.domain.lookup import SemanticCache
+from services.cache.domain.ports import CacheRules, Found, StoreUnavailable
+from services.cache.lease_servicer import LeaseServicer
 from services.common import telemetry
 from services.common.errors import NotReady
 
@@ -15,12 +18,15 @@ _OUTCOMES = {
 }
 
 
-class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
-    """Turns calls into the domain's. Feedback, Measure and the leases are not implemented yet."""
+class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
+    """Turns calls into the domain's."""
 
-    def __init__(self, cache: SemanticCache, rules: dict[str, CacheRules], dimensions: dict[str, int]) -> None:
+    def __init__(
+        self, cache: SemanticCache, learning: Learning, rules: dict[str, CacheRules], dimensions: dict[str, int]
+    ) -> None:
         """`rules` by namespace; `dimensions` by embedding model."""
         self._cache = cache
+        self._learning = learning
         self._rules = rules
         self._dimensions = dimensions
 
@@ -98,6 +104,50 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         except StoreUnavailable:
             raise _store_down() from None
         return convert.explain_response(found)
+
+    async def Learn(
+        self,
+        request: cache_pb2.LearnRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.LearnRequest, cache_pb2.LearnResponse],
+    ) -> cache_pb2.LearnResponse:
+        """Compares a fresh answer with a stored one."""
+        caller = convert.caller(request.caller)
+        rules = convert.rules_for(caller, self._rules)
+        fresh, kind = convert.lesson_from(request)
+        try:
+            found = await self._learning.learn(caller.tenant, caller.namespace, rules, request.lesson, fresh, kind)
+        except StoreUnavailable:
+            raise _store_down() from None
+        return convert.learn_response(found)
+
+    async def Feedback(
+        self,
+        request: cache_pb2.FeedbackRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.FeedbackRequest, cache_pb2.FeedbackResponse],
+    ) -> cache_pb2.FeedbackResponse:
+        """Takes a caller's word."""
+        caller = convert.caller(request.caller)
+        convert.rules_for(caller, self._rules)
+        request_id, right = convert.word_from(request)
+        try:
+            counted = await self._learning.feedback(caller.tenant, request_id, right)
+        except StoreUnavailable:
+            raise _store_down() from None
+        return cache_pb2.FeedbackResponse(counted=counted)
+
+    async def Measure(
+        self,
+        request: cache_pb2.MeasureRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.MeasureRequest, cache_pb2.MeasureResponse],
+    ) -> cache_pb2.MeasureResponse:
+        """Reports a namespace's record."""
+        caller = convert.caller(request.caller)
+        rules = convert.rules_for(caller, self._rules)
+        try:
+            measured = await self._learning.measure(caller.tenant, caller.namespace, rules)
+        except StoreUnavailable:
+            raise _store_down() from None
+        return convert.measure_response(measured)
 
 
 def _store_down() -> NotReady:

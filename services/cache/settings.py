@@ -33,8 +33,23 @@ class CacheSettings(ServiceSettings):
         "llmmesh-", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Beginning of the names of the collections."
     )
     dimensions: dict[str, int] = Field(
-        {"all-MiniLM-L6-v2": 384, "all-mpnet-base-v2": 768, "use-multilingual-v3": 512},
+        {"lookalike-1": 384, "all-MiniLM-L6-v2": 384, "all-mpnet-base-v2": 768, "use-multilingual-v3": 512},
         description="Length of the vectors by embedding model, as JSON. Vectors of these models with another length are refused.",
+    )
+    embedder: str = Field(
+        "", description="Address of the embedder, which has the verifier; empty goes by similarity and vetoes alone."
+    )
+    verifier_timeout_seconds: float = Field(
+        0.25, gt=0, le=30, description="Longest wait for the verifier; then similarity and vetoes decide."
+    )
+    embed_timeout_seconds: float = Field(
+        5.0, gt=0, le=60, description="Longest wait for the vectors of two answers that are compared, off the hot path."
+    )
+    provider: str = Field(
+        "", description="Address of the provider, by which a policy's judge is asked; empty asks none."
+    )
+    quality_seconds: float = Field(
+        1.0, gt=0, description="How often what was counted and learned is written to Redis, and read from there."
     )
     sweep_seconds: float = Field(60.0, gt=0, description="How often vectors of expired answers are removed.")
     request_memory_seconds: int = Field(

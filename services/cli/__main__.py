@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +18,10 @@ from rich.table import Table
 
 from services.cli import chat as chat_command
 from services.cli import costs as costs_command
+from services.cli.cache import commands as cache_commands
 from services.cli.demo import report, run, workload
 from services.cli.mesh import LocalMesh, MeshError, MeshJson, Reporter, default_state_dir, read_mesh_json
+from services.cli.running import run as _run
 from services.common.policy import SHIPPED as SHIPPED_POLICY
 from services.common.yaml_file import ConfigError
 
@@ -46,17 +48,6 @@ def main() -> None:
     # Models come from packages and settings; nothing is looked up on a hub unless somebody asks for it.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     app()
-
-
-def _run(work: Coroutine[object, object, None]) -> None:
-    """Runs a command; an error that has a message for people ends it with status 1."""
-    try:
-        asyncio.run(work)
-    except (MeshError, ConfigError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -107,7 +98,7 @@ def costs(
 @evaluate.command("cache")
 def evaluate_cache(
     file: LabelledFile,
-    delta: Annotated[float, typer.Option(help="Error budget: share of served answers that may be wrong")] = 0.01,
+    delta: Annotated[float, typer.Option(help="Error budget: wrong answers as a share of all rows")] = 0.01,
     out: OutFile = None,
     as_json: Json = False,
     policy: PolicyFile = None,
@@ -242,6 +233,8 @@ def _running(state: Path | None) -> MeshJson | None:
         return read_mesh_json(state)
     return None
 
+
+cache_commands.register(app)
 
 if __name__ == "__main__":
     main()

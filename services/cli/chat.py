@@ -44,5 +44,5 @@ async def chat(mesh: MeshJson, console: Console, text: str, tenant: str, model: 
     console.print(
         f"[dim]{OUTCOMES[receipt.outcome]}{similarity} · {receipt.model} · tier {receipt.tier or '-'} · "
         f"{finished.usage.input_tokens}+{finished.usage.output_tokens} tokens · cost {usd(bill.actual_nanousd)} · "
-        f"saved {usd(saved)}[/dim]"
+        f"saved {usd(saved)} · request {receipt.request_id}[/dim]"
     )

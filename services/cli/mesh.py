@@ -195,7 +195,14 @@ class LocalMesh:
         vendor = address["vendor"]
         own: dict[str, dict[str, str]] = {
             "embedder": {"PRICE_USD_PER_HOUR": EMBEDDER_USD_PER_HOUR},
-            "cache": {"REDIS_URL": redis_url, "QDRANT_ADDRESS": address["qdrant"], **policy},
+            "cache": {
+                "REDIS_URL": redis_url,
+                "QDRANT_ADDRESS": address["qdrant"],
+                "EMBEDDER": address["embedder"],
+                "PROVIDER": address["provider"],
+                "VERIFIER_TIMEOUT_SECONDS": "2",  # the cores are shared with the models
+                **policy,
+            },
             "router": policy,
             "compressor": {},
             "engine": {"PRICE_USD_PER_HOUR": ENGINE_USD_PER_HOUR, "THREADS": "1"},

@@ -42,10 +42,35 @@ class CachePolicy(_Strict):
 
     exact: bool = Field(True, description="Answer identical requests from the cache.")
     semantic: bool = Field(True, description="Answer paraphrases in the same scope from the cache.")
+    error_budget: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="Wrong answers out of the semantic cache that are accepted, as a share of lookups.",
+    )
     floor: float = Field(0.5, ge=0, le=1, description="Similarity below which nothing is a candidate.")
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         default_factory=dict,
-        description="Lowest similarity to serve, per embedding model; a model not named never serves.",
+        description="Lowest similarity to serve where no verifier judges (there is none, it is down, or the embedding "
+        "model is not its own); vetoes apply. A model not named never serves that way.",
+    )
+    verifier: bool = Field(True, description="Let the verifier judge pairs; without it similarity and vetoes decide.")
+    judge: str | None = Field(
+        None, description="A model that is asked about pairs of which the verifier is unsure; unset asks none."
+    )
+    judge_ms: float = Field(1500.0, gt=0, description="How long the judge may take; later is a miss.")
+    learn: bool = Field(True, description="Compare the fresh answer of a miss with the candidate's, and learn from it.")
+    shadow_share: float = Field(
+        0.01, ge=0, le=1, description="Share of semantic hits that are generated again off path, to count wrong ones."
+    )
+    stale_share: float = Field(
+        0.0, ge=0, le=1, description="Share of exact hits that are generated again off path, to count stale ones."
+    )
+    canary_share: float = Field(
+        0.0, ge=0, le=1, description="Share of requests that bypass the cache, to compare cost, latency and feedback."
+    )
+    standalone: bool = Field(
+        False, description="A message that needs no history may be served what was answered in another conversation."
     )
     ttl_class: TtlClass = Field(TtlClass.FAQ, description="Lifetime class of answers unless the caller names one.")
     max_temperature: float = Field(
@@ -106,6 +131,10 @@ class Policy(_Strict):
                 problems.append(
                     f"{path}:{line}: namespaces.{name}.default_tier: no tier is named {namespace.default_tier!r}"
                 )
+            judge = namespace.cache.judge
+            if judge is not None and prices.rates(judge) is None:
+                line = find_line(path, "namespaces", name, "cache", "judge")
+                problems.append(f"{path}:{line}: namespaces.{name}.cache.judge: no price is known for model {judge!r}")
         for tier, rules in policy.tiers.items():
             for index, model in enumerate(rules.candidates):
                 if prices.rates(model) is None:

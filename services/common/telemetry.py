@@ -38,6 +38,10 @@ CACHE_SIMILARITY = "llmmesh.cache.similarity"
 CACHE_REASON = "llmmesh.cache.reason"
 CACHE_CANDIDATES = "llmmesh.cache.candidates"
 CACHE_STORED = "llmmesh.cache.stored"
+CACHE_ALIAS = "llmmesh.cache.alias"  # these very words were served that answer before
+COALESCED = "llmmesh.coalesced"  # another request's answer, as it was made
+SHADOW = "llmmesh.shadow"  # true on a hit that is checked; on the check itself its kind
+CHECK_SPAN = "llmmesh.edge.check"  # the name of the span around the check of a hit
 ROUTE_TIER = "llmmesh.route.tier"
 ROUTE_REASON = "llmmesh.route.reason"
 ROUTE_CANDIDATES = "llmmesh.route.candidates"  # "model=nano-USD", best first

@@ -1,6 +1,7 @@
 """What the edge is made of."""
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 
@@ -12,15 +13,18 @@ from services.common.channels import open_channel
 from services.common.clock import SystemClock
 from services.common.errors import MeshError
 from services.common.money import Rates
-from services.common.policy import Policy
+from services.common.policy import Policy, TtlClass
 from services.common.prices import PriceBook
 from services.common.runtime import Service
 from services.common.yaml_file import ConfigError
 from services.edge.adapters.keys import KeyFile
-from services.edge.adapters.peers import CachePeer, CompressorPeer, EmbedderPeer, ProviderPeer, RouterPeer
+from services.edge.adapters.peers import CachePeer, CompressorPeer, EmbedderPeer, LeasePeer, ProviderPeer, RouterPeer
 from services.edge.adapters.redis import RedisBudgets, RedisLedger, open_redis
+from services.edge.adapters.spans import check_span
 from services.edge.adapters.spool import FileSpool
-from services.edge.domain.walk import NamespaceRules, Rules, Walk
+from services.edge.domain.steps import Steps
+from services.edge.domain.trip import NamespaceRules, Rules
+from services.edge.domain.walk import Walk
 from services.edge.servicer import CostServicer, InferenceServicer
 from services.edge.settings import EdgeSettings
 
@@ -44,7 +48,8 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
     )
     names = ("embedder", "cache", "router", "compressor", "provider")
     channels = {name: await stack.enter_async_context(open_channel(getattr(settings, name))) for name in names}
-    walk = Walk(
+    on_degraded = note_degraded()
+    steps = Steps(
         rules_of(policy, prices),
         EmbedderPeer(channels["embedder"], settings.embed_timeout_seconds),
         CachePeer(channels["cache"], settings.cache_timeout_seconds, settings.store_timeout_seconds),
@@ -54,8 +59,12 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
         RedisBudgets(redis, limits, settings.budget_replicas, clock),
         spool,
         clock,
-        note_degraded(),
+        on_degraded,
+        random.random,
+        check_span,
     )
+    walk = Walk(steps, LeasePeer(channels["cache"], settings.cache_timeout_seconds), on_degraded)
+    stack.push_async_callback(walk.close)
     await _keep(stack, _reload_forever(keys))
     return [
         Service(
@@ -87,6 +96,12 @@ def rules_of(policy: Policy, prices: PriceBook) -> Rules:
                 exact=rules.cache.exact,
                 semantic=rules.cache.semantic,
                 max_temperature=rules.cache.max_temperature,
+                per_user=rules.cache.ttl_class is TtlClass.USER,
+                store_tool_calls=rules.cache.store_tool_calls,
+                learn=rules.cache.learn,
+                shadow_share=rules.cache.shadow_share,
+                stale_share=rules.cache.stale_share,
+                canary_share=rules.cache.canary_share,
                 compress=rules.compression.enabled,
                 compression_rate=rules.compression.rate,
                 min_block_tokens=rules.compression.min_block_tokens,

@@ -1,5 +1,6 @@
 """Protobuf to the edge's domain and back."""
 
+import re
 from collections.abc import Iterable
 
 from google.protobuf.duration_pb2 import Duration
@@ -20,7 +21,7 @@ from services.common.chat_pb import (
 from services.common.errors import InvalidInput
 from services.edge.domain.ledger import CostSum, hour_of
 from services.edge.domain.ports import CacheControl, Question
-from services.edge.domain.walk import Began, Completed, Ended, Event, Receipt
+from services.edge.domain.trip import Began, Completed, Ended, Event, Receipt
 
 _OUTCOMES = {
     "exact_hit": inference_pb2.OUTCOME_EXACT_HIT,
@@ -37,6 +38,8 @@ _DIMENSIONS = {
     costs_pb2.COST_DIMENSION_TIER: "tier",
     costs_pb2.COST_DIMENSION_TENANT: "tenant",
 }
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+REQUEST_ID_FORM = "1 to 128 visible ASCII characters"
 MAX_HOURS = 24 * 366
 MAX_AGE_S = 10 * 366 * 86_400
 MAX_TIME = 253_402_300_800  # the end of the year 9999, where dates end
@@ -77,6 +80,16 @@ def question_from_pb(
     return Question(
         tenant, request_id, chat, pb.model or "auto", pb.namespace or "default", pb.endpoint, pb.user, control, pb.chat
     )
+
+
+def feedback_from_pb(pb: inference_pb2.GiveFeedbackRequest) -> tuple[str, str, bool]:
+    """Namespace, request id and the word. Raises InvalidInput; no word is none."""
+    check = Checker()
+    check_names(check, pb.namespace, "", "")
+    check.need(bool(REQUEST_ID.fullmatch(pb.request_id)), "request_id", REQUEST_ID_FORM)
+    check.need(pb.HasField("right"), "right", "must be set: silence is no judgement")
+    check.done()
+    return pb.namespace or "default", pb.request_id, pb.right
 
 
 def receipt_to_pb(receipt: Receipt) -> inference_pb2.Receipt:

@@ -1,7 +1,6 @@
 """RPC to walk. Who asks comes from the metadata, never from the message."""
 
 import asyncio
-import re
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -17,13 +16,22 @@ from services.common.errors import DeadlineExceeded, InvalidInput, Unauthenticat
 from services.common.money import NANO
 from services.edge.adapters.keys import KeyFile
 from services.edge.adapters.spool import FileSpool
-from services.edge.convert import completed_to_pb, costs_to_pb, event_to_pb, query_from_pb, question_from_pb
+from services.edge.convert import (
+    REQUEST_ID,
+    REQUEST_ID_FORM,
+    completed_to_pb,
+    costs_to_pb,
+    event_to_pb,
+    feedback_from_pb,
+    query_from_pb,
+    question_from_pb,
+)
 from services.edge.domain.ledger import Ledger, sum_rollups
 from services.edge.domain.ports import Question
-from services.edge.domain.walk import Ended, Receipt, Walk
+from services.edge.domain.trip import Ended, Receipt
+from services.edge.domain.walk import Walk
 
 Context = grpc.aio.ServicerContext[Any, Any]
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -56,14 +64,24 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     _describe(event.receipt)
                 yield event_to_pb(event)
 
+    async def GiveFeedback(
+        self, request: inference_pb2.GiveFeedbackRequest, context: Context
+    ) -> inference_pb2.GiveFeedbackResponse:
+        authorization, _ = _headers(context)
+        tenant = self._keys.tenant(authorization)
+        namespace, request_id, right = feedback_from_pb(request)
+        if context.time_remaining() is None:
+            set_remaining(self._default_timeout)
+        counted = await self._walk.feedback(tenant, namespace, request_id, right)
+        return inference_pb2.GiveFeedbackResponse(counted=counted)
+
     def _question(
         self, request: inference_pb2.CompleteRequest | inference_pb2.StreamCompleteRequest, context: Context
     ) -> Question:
         authorization, request_id = _headers(context)
         tenant = self._keys.tenant(authorization)
-        if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
-            description = "1 to 128 visible ASCII characters"
-            raise InvalidInput(violations=(Violation("metadata.x-request-id", description),))
+        if request_id is not None and not REQUEST_ID.fullmatch(request_id):
+            raise InvalidInput(violations=(Violation("metadata.x-request-id", REQUEST_ID_FORM),))
         question = question_from_pb(request, tenant, request_id or uuid.uuid4().hex)
         if context.time_remaining() is None:
             set_remaining(self._default_timeout)
@@ -100,7 +118,7 @@ def _describe(receipt: Receipt) -> None:
     span = telemetry.span()
     if not span.is_recording():
         return
-    attributes: dict[str, str | int | float | list[str]] = {
+    attributes: dict[str, str | int | float | bool | list[str]] = {
         telemetry.OUTCOME: receipt.outcome,
         telemetry.GEN_AI_RESPONSE_MODEL: receipt.model,
         telemetry.ROUTE_TIER: receipt.tier,
@@ -109,6 +127,12 @@ def _describe(receipt: Receipt) -> None:
         attributes[telemetry.DEGRADED] = list(receipt.degraded)
     if receipt.similarity is not None:
         attributes[telemetry.CACHE_SIMILARITY] = receipt.similarity
+    told = (
+        (telemetry.COALESCED, receipt.outcome == "coalesced"),
+        (telemetry.CACHE_ALIAS, receipt.alias),
+        (telemetry.SHADOW, receipt.checked),
+    )
+    attributes |= {name: True for name, holds in told if holds}
     bill = receipt.bill
     if bill is not None:
         saved = bill.savings

@@ -19,7 +19,7 @@ async def build(settings: EmbedderSettings, stack: AsyncExitStack) -> list[Servi
     """Starts loading the models and returns the service at once."""
     worker = ThreadPoolExecutor(1, thread_name_prefix="embedder")
     stack.callback(worker.shutdown, wait=False, cancel_futures=True)
-    embedder = Embedder(settings.models, worker, verifier_expected=settings.verifier_model is not None)
+    embedder = Embedder(settings.models, worker, verifier_expected=bool(settings.verifier_model))
     loading = asyncio.create_task(load_all(embedder, settings, worker))
     stack.callback(loading.cancel)
     price = Price(round(settings.price_usd_per_hour * NANO))

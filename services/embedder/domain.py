@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,7 @@ class TextModel(Protocol):
         ...
 
 
+@runtime_checkable
 class PairModel(Protocol):
     """A loaded verifier. Called from one thread at a time."""
 

@@ -14,9 +14,10 @@ class EmbedderSettings(ServiceSettings):
     model_config = settings_config("LLMMESH_EMBEDDER_")
 
     models: tuple[str, ...] = Field(
-        ("all-MiniLM-L6-v2",),
+        ("lookalike-1",),
         min_length=1,
-        description='Models to load, the default first, as JSON: ["all-MiniLM-L6-v2", "use-multilingual-v3"].',
+        description='Models to load, the default first, as JSON: ["lookalike-1", "all-MiniLM-L6-v2"]. lookalike-1 is shipped; '
+        "it reads English and Spanish questions and is the one that the verifier and the calibration belong to.",
     )
     weights: dict[str, str] = Field(
         default_factory=dict,
@@ -26,8 +27,9 @@ class EmbedderSettings(ServiceSettings):
     backend: Literal["auto", "onnx-int8", "torch"] = Field(
         "auto", description="What runs the models; auto takes onnx-int8 for all-MiniLM-L6-v2 and torch for others."
     )
-    verifier_model: str | None = Field(
-        None, description="Folder or hub id of a cross-encoder for ScorePairs; unset means that there is none."
+    verifier_model: str = Field(
+        "lookalike-1",
+        description="What scores pairs: lookalike-1, or the folder or hub id of a cross-encoder; empty means nothing does.",
     )
     model_dir: Path = Field(
         default_factory=lambda: cache_home() / "models", description="Where converted models are kept between starts."

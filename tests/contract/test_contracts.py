@@ -63,7 +63,7 @@ def test_names_that_tools_rely_on():
         assert pb2.DESCRIPTOR.package == f"llmmesh.{package}.v1"
         return {method.name for method in pb2.DESCRIPTOR.services_by_name[service].methods}
 
-    assert methods("edge", "inference", "InferenceService") == {"Complete", "StreamComplete"}
+    assert methods("edge", "inference", "InferenceService") == {"Complete", "StreamComplete", "GiveFeedback"}
     assert methods("edge", "costs", "CostService") == {"QueryCosts"}
     assert methods("embedder", "embedder", "EmbedderService") >= {"Embed", "ScorePairs"}
     assert methods("cache", "cache", "CacheService") >= {"Lookup", "Store", "Invalidate"}

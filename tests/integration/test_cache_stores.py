@@ -17,9 +17,13 @@ import redis.asyncio
 
 from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
 from llmmesh.common.v1 import caller_pb2, chat_pb2, vector_pb2
+from llmmesh.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from services.cache.app import build
+from services.cache.domain.calibration import Calibration
 from services.cache.settings import CacheSettings
 from services.cli.embedded.redis_server import redis_command
+from services.common.runtime import Service, make_server
+from services.common.settings import ServiceSettings
 from services.common.testing import serve
 
 pytest.importorskip("qdrant_edge", reason="the embedded Qdrant needs qdrant-edge-py")
@@ -115,14 +119,16 @@ class Cache:
         return redis.asyncio.Redis(port=self.redis_port)
 
 
-def request(text: str, *, chat=None, at: float | None = None, tenant="acme", request_id="", user="", **more):
+def request(
+    text: str, *, chat=None, at: float | None = None, tenant="acme", request_id="", user="", model_id=MODEL, **more
+):
     chat = chat or chat_pb2.Chat(messages=[message("You help.", chat_pb2.ROLE_SYSTEM), message(text)])
     caller = caller_pb2.Caller(tenant=tenant, request_id=request_id, user=user)
     fields = {"caller": caller, "chat": chat, "requested_model": "auto", **more}
     if at is not None:
         values = np.zeros(384, dtype="<f4")
         values[0], values[1] = np.cos(at), np.sin(at)
-        fields["vector"] = vector_pb2.Vector(values=values.tobytes(), model_id=MODEL, dimensions=384)
+        fields["vector"] = vector_pb2.Vector(values=values.tobytes(), model_id=model_id, dimensions=384)
     return fields
 
 
@@ -185,7 +191,9 @@ async def test_every_key_begins_with_the_tenant_and_entries_expire_on_their_own(
     stored = await cache.store(at=0.0, tags=["prices"], request_id="r1", ttl_class=cache_pb2.TTL_CLASS_REALTIME)
     entry = f"{{acme}}:e:{stored.entry_id}"
     async with cache.redis() as client:
-        assert {key.decode() for key in await client.keys("*")} == {entry, "{acme}:t:default:prices", "{acme}:r:r1"}
+        counters = "{acme}:q:default"
+        keys = {key.decode() for key in await client.keys("*")} - {counters}
+        assert keys == {entry, "{acme}:t:default:prices", "{acme}:r:r1"}
         expires = await client.pexpiretime(entry)
         for _ in range(3):
             assert await cache.outcome(at=0.0) == "EXACT_HIT"
@@ -344,6 +352,44 @@ async def test_the_cache_starts_without_its_stores_and_becomes_ready_when_they_a
         await cache.eventually(ready)
         await cache.store(at=0.0)
         assert await cache.outcome("how can i reset my password", at=0.0) == "SEMANTIC_HIT"
+
+
+class Verifier(embedder_pb2_grpc.EmbedderServiceServicer):
+    """Vouches for every pair."""
+
+    async def ScorePairs(self, request, context):
+        return embedder_pb2.ScorePairsResponse(probabilities=[0.99999] * len(request.pairs), cost_nanousd=3)
+
+
+async def test_the_verifier_of_the_embedder_is_asked_and_similarity_decides_without_it(redis_server, qdrant_server):
+    calibrated = Calibration.load().model_id
+    paraphrase = "how can i reset my password"
+    service = Service(
+        "llmmesh.embedder.v1.EmbedderService", Verifier(), embedder_pb2_grpc.add_EmbedderServiceServicer_to_server
+    )
+    server, _ = make_server([service], ServiceSettings())
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with running(redis_server.port, qdrant_server.port, embedder=f"127.0.0.1:{port}") as cache:
+        await cache.store(at=0.0, model_id=calibrated)
+        found = await cache.lookup(paraphrase, at=0.1, model_id=calibrated)
+        assert (found.outcome, found.verifier_cost_nanousd) == (cache_pb2.OUTCOME_SEMANTIC_HIT, 3)
+        assert found.verdict.candidates[0].verifier > 0.99
+        await server.stop(None)
+        found = await cache.lookup(paraphrase, at=0.1, model_id=calibrated, skip_exact=True)
+        assert not found.verdict.candidates[0].HasField("verifier")
+        assert found.verdict.reason in ("served", "no_threshold")
+
+
+async def test_counts_outlive_the_replica_that_made_them(redis_server, qdrant_server):
+    async with running(redis_server.port, qdrant_server.port, quality_seconds=60) as cache:
+        await cache.store(at=0.0)
+        assert await cache.outcome() == "EXACT_HIT"
+        assert await cache.outcome("how can i reset my password", at=0.1) == "SEMANTIC_HIT"
+    async with running(redis_server.port, qdrant_server.port) as cache:
+        caller = caller_pb2.Caller(tenant="acme")
+        measured = await cache.stub.Measure(cache_pb2.MeasureRequest(caller=caller))
+        assert (measured.exact_hits, measured.semantic_hits, measured.lookups) == (1, 1, 1)
 
 
 async def test_odd_text_is_stored_and_found(cache):

@@ -65,7 +65,7 @@ async def test_a_miss_is_one_trace_over_all_services(mesh, acme, model, vendor, 
         acme.metadata = (*acme.metadata, *extra)
         answer = await stream(acme, question, model=model)
     services = INNER["miss"] | {"llmmesh-edge"} | ({"llmmesh-engine"} if vendor == "engine" else set())
-    spans = await trace_of(mesh, trace_id, 9 if vendor == "engine" else 8)
+    spans = await trace_of(mesh, trace_id, 11 if vendor == "engine" else 10)
     root = check(spans, answer)
     assert {span.service for span in spans} == services
     by_id = {span.span_id: span for span in spans}
@@ -73,7 +73,7 @@ async def test_a_miss_is_one_trace_over_all_services(mesh, acme, model, vendor, 
         if span.service in ("llmmesh-cache", "llmmesh-embedder", "llmmesh-router"):
             assert span.parent_id == root.span_id
     names = [span.name.rsplit("/", 1)[1] for span in spans if span.service == "llmmesh-cache"]
-    assert sorted(names) == ["Lookup", "Lookup", "Store"]
+    assert sorted(names) == ["AcquireLease", "Lookup", "Lookup", "PublishLease", "Store"]
     (attempt,) = (span for span in spans if span.name == f"chat {model}")
     assert by_id[attempt.parent_id].service == "llmmesh-provider"
     assert by_id[attempt.parent_id].parent_id == root.span_id

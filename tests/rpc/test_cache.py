@@ -1,8 +1,5 @@
 """The cache behind a real channel, over stores in memory."""
 
-import json
-from collections.abc import Sequence
-
 import grpc
 import numpy as np
 import pytest
@@ -12,123 +9,13 @@ from llmmesh.common.v1 import caller_pb2, chat_pb2, vector_pb2
 from services.cache.app import SERVICE
 from services.cache.convert import rules_of
 from services.cache.domain import lookup
-from services.cache.domain.lookup import (
-    Body,
-    Header,
-    Neighbour,
-    SemanticCache,
-    StoreUnavailable,
-    Vector,
-    VectorsUnavailable,
-)
 from services.cache.servicer import CacheServicer
 from services.common.policy import Policy
 from services.common.runtime import Service
 from services.common.testing import serve
+from tests.cache_memory import Clock, MemoryBodies, MemoryVectors, World
 
 MODEL = "all-MiniLM-L6-v2"
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    time = 1_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-
-class MemoryBodies:
-    """Bodies in dictionaries; counts its round trips."""
-
-    def __init__(self) -> None:
-        self.entries: dict[tuple[str, str], Body] = {}
-        self.headers: dict[bytes, Header] = {}
-        self.tags: dict[tuple[str, str, str], list[str]] = {}
-        self.requests: dict[tuple[str, str], str] = {}
-        self.versions: dict[tuple[str, str], int] = {}
-        self.down = False
-        self.trips = 0
-
-    def _trip(self) -> None:
-        self.trips += 1
-        if self.down:
-            raise StoreUnavailable
-
-    async def fetch(self, tenant: str, namespace: str, entry_ids: Sequence[str]):
-        self._trip()
-        return self.versions.get((tenant, namespace), 0), [self.entries.get((tenant, i)) for i in entry_ids]
-
-    async def put(self, tenant: str, entry_id: str, body: Body, header: Header) -> None:
-        self._trip()
-        key = json.dumps([tenant, entry_id]).encode()
-        self.headers[key] = header
-        self.entries[(tenant, entry_id)] = Body(body.payload, body.created_at, body.expires_at, key)
-        for tag in header.tags:
-            self.tags.setdefault((tenant, header.namespace, tag), []).append(entry_id)
-        self.requests[(tenant, header.request_id)] = entry_id
-
-    def header(self, body: Body) -> Header:
-        return self.headers[body.header_bytes]
-
-    async def remove(self, tenant: str, namespace: str, entry_ids: Sequence[str], tag: str | None = None) -> int:
-        self._trip()
-        assert len(entry_ids) <= lookup.REMOVED_TOGETHER
-        for entry_id in entry_ids if tag is not None else ():
-            self.tags[(tenant, namespace, tag)].remove(entry_id)
-        return sum(self.entries.pop((tenant, i), None) is not None for i in entry_ids)
-
-    async def tagged(self, tenant: str, namespace: str, tag: str) -> list[str]:
-        self._trip()
-        return list(self.tags.get((tenant, namespace, tag), []))
-
-    async def answered(self, tenant: str, request_id: str) -> str | None:
-        self._trip()
-        return self.requests.get((tenant, request_id))
-
-    def note_answer(self, tenant: str, request_id: str, entry_id: str) -> None:
-        self.requests[(tenant, request_id)] = entry_id
-
-    async def bump(self, tenant: str, namespace: str) -> int:
-        self._trip()
-        self.versions[(tenant, namespace)] = self.versions.get((tenant, namespace), 0) + 1
-        return self.versions[(tenant, namespace)]
-
-    async def version(self, tenant: str, namespace: str) -> int:
-        self._trip()
-        return self.versions.get((tenant, namespace), 0)
-
-
-class MemoryVectors:
-    """Vectors in a list; `during_search` is called once while the next search is under way."""
-
-    def __init__(self) -> None:
-        self.points: dict[str, tuple[Vector, str, bytes, float]] = {}
-        self.down = False
-        self.during_search = lambda: None
-
-    def _trip(self) -> None:
-        if self.down:
-            raise VectorsUnavailable
-
-    async def search(self, vector, tenant, scopes, *, now, floor, limit):
-        self._trip()
-        self.during_search()
-        found = [
-            Neighbour(entry_id, float(stored.values @ vector.values))
-            for entry_id, (stored, owner, scope, expires) in self.points.items()
-            if owner == tenant and scope in scopes and expires > now and stored.model_id == vector.model_id
-        ]
-        return sorted((n for n in found if n.similarity >= floor), key=lambda n: -n.similarity)[:limit]
-
-    async def put(self, entry_id, vector, tenant, scope, expires_at):
-        self._trip()
-        self.points[entry_id] = (vector, tenant, scope, float("inf") if expires_at is None else expires_at)
-
-    async def remove(self, model_id, dimensions, entry_ids):
-        self._trip()
-        for entry_id in entry_ids:
-            self.points.pop(entry_id, None)
 
 
 POLICY = """
@@ -208,12 +95,12 @@ async def cache(tmp_path):
     prices, policy = tmp_path / "prices.yaml", tmp_path / "policy.yaml"
     prices.write_text("models: {big: {source: test, prices: [{valid_from: 2024-01-01, input: 1, output: 1}]}}")
     policy.write_text(POLICY)
-    bodies, vectors, clock = MemoryBodies(), MemoryVectors(), Clock()
-    domain = SemanticCache(bodies, vectors, clock)
-    servicer = CacheServicer(domain, rules_of(Policy.load(policy, PriceBook.load(prices))), {MODEL: 384})
+    world = World()
+    rules = rules_of(Policy.load(policy, PriceBook.load(prices)))
+    servicer = CacheServicer(world.cache, world.learning, rules, {MODEL: 384})
     async with serve([Service(SERVICE, servicer, cache_pb2_grpc.add_CacheServiceServicer_to_server)]) as channel:
-        cache = Cache(cache_pb2_grpc.CacheServiceStub(channel), bodies, vectors, clock)
-        cache.domain = domain
+        cache = Cache(cache_pb2_grpc.CacheServiceStub(channel), world.bodies, world.vectors, world.clock)
+        cache.domain = world.cache
         yield cache
 
 
@@ -615,16 +502,3 @@ async def test_bad_selectors_name_the_field(cache, selector, field):
         await cache.stub.Invalidate(call)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert field in (caught.value.details() or "")
-
-
-async def test_planned_calls_are_unimplemented(cache):
-    calls = [
-        cache.stub.Feedback(cache_pb2.FeedbackRequest()),
-        cache.stub.Measure(cache_pb2.MeasureRequest()),
-        cache.stub.AcquireLease(cache_pb2.AcquireLeaseRequest()),
-        cache.stub.FollowLease(cache_pb2.FollowLeaseRequest()).read(),
-    ]
-    for call in calls:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

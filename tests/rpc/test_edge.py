@@ -10,17 +10,20 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
 from llmmesh.common.v1 import chat_pb2, usage_pb2
 from llmmesh.edge.v1 import costs_pb2, costs_pb2_grpc, inference_pb2, inference_pb2_grpc
 from llmmesh.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from llmmesh.provider.v1 import provider_pb2, provider_pb2_grpc
 from services.common.channels import open_channel, outgoing_metadata, remaining
+from services.common.chat import TextDelta
 from services.common.deadline import set_remaining
 from services.common.errors import (
     STATUS_TRAILER,
     AllCandidatesFailed,
     BudgetExceeded,
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidInput,
     MeshError,
     NotReady,
@@ -37,9 +40,11 @@ from services.common.runtime import Service
 from services.common.telemetry import extract
 from services.common.testing import serve
 from services.edge.adapters.keys import KeyFile, hash_key
-from services.edge.adapters.peers import EmbedderPeer, ProviderPeer, RouterPeer
+from services.edge.adapters.peers import CachePeer, EmbedderPeer, LeasePeer, ProviderPeer, RouterPeer
+from services.edge.convert import receipt_to_pb
+from services.edge.domain.ports import Found, LessonKind
 from services.edge.servicer import CostServicer, InferenceServicer
-from tests.unit.edge.fakes import Clock, World, hit, question
+from tests.unit.edge.fakes import Clock, World, hit, question, text_answer
 from tests.waiting import until
 
 INFERENCE = "llmmesh.edge.v1.InferenceService"
@@ -727,3 +732,162 @@ async def test_an_embedder_that_answers_nothing_is_as_good_as_none():
     async with serve([Service(name, NoVectors(), embedder_pb2_grpc.add_EmbedderServiceServicer_to_server)]) as channel:
         with pytest.raises(NotReady):
             await EmbedderPeer(channel, 5.0).embed("x")
+
+
+# A caller's word.
+
+
+def word(**values) -> inference_pb2.GiveFeedbackRequest:
+    return inference_pb2.GiveFeedbackRequest(**({"request_id": "r-1", "right": False} | values))
+
+
+async def test_a_callers_word_reaches_the_cache_with_the_keys_tenant(edge):
+    assert (await edge.inference.GiveFeedback(word(), metadata=KEY)).counted
+    assert not (await edge.inference.GiveFeedback(word(request_id="unknown", right=True), metadata=KEY)).counted
+    assert edge.world.cache.words == [("acme", "default", "r-1", False), ("acme", "default", "unknown", True)]
+    assert edge.world.spool.records == []
+
+
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        (word(request_id=""), "request_id"),
+        (word(request_id="a b"), "request_id"),
+        (word(request_id="x" * 129), "request_id"),
+        (inference_pb2.GiveFeedbackRequest(request_id="r-1"), "right"),
+        (word(namespace="a/b"), "namespace"),
+        (word(namespace="nowhere"), "namespace"),
+    ],
+)
+async def test_a_word_that_makes_no_sense_is_named(edge, said, field):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await edge.inference.GiveFeedback(said, metadata=KEY)
+    check_public(caught.value)
+    assert [violation.field for violation in from_rpc_error(caught.value).violations] == [field]
+    assert edge.world.cache.words == []
+
+
+async def test_a_word_needs_a_key_and_a_cache(edge):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await edge.inference.GiveFeedback(word())
+    assert isinstance(from_rpc_error(caught.value), Unauthenticated)
+    edge.world.down("cache")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await edge.inference.GiveFeedback(word(), metadata=KEY)
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, NotReady)
+    assert error.retryable
+
+
+# Answers that are shared.
+
+
+async def test_identical_calls_at_once_get_one_answer_and_say_so(edge):
+    edge.world.cache.exact = Found(exact_key=b"k" * 32)
+    edge.world.provider.hangs = True
+    stream = inference_pb2.StreamCompleteRequest(chat=chat())
+    seen: list[list[inference_pb2.StreamCompleteResponse]] = [[], []]
+    streams = [
+        asyncio.create_task(drained(edge.inference.StreamComplete(stream, metadata=KEY), events)) for events in seen
+    ]
+    whole = edge.inference.Complete(inference_pb2.CompleteRequest(chat=chat()), metadata=KEY)
+    await until(lambda: edge.world.cache.calls == 4 and edge.world.provider.calls == 1)
+    edge.world.provider.hang.set()
+    await asyncio.gather(*streams)
+    receipts = [(await whole).receipt, *(events[-1].finished.receipt for events in seen)]
+    assert sorted(receipt.outcome for receipt in receipts) == [
+        inference_pb2.OUTCOME_MISS, inference_pb2.OUTCOME_COALESCED, inference_pb2.OUTCOME_COALESCED,
+    ]  # fmt: skip
+    for events in seen:
+        assert [event.WhichOneof("event") for event in events[:1] + events[-1:]] == ["started", "finished"]
+        assert "".join(event.delta.text for event in events) == "Yes."
+    for receipt in receipts:
+        bill = receipt.bill
+        shared = receipt.outcome == inference_pb2.OUTCOME_COALESCED
+        assert (bill.actual_nanousd == 0) == shared
+        assert (bill.savings.cache_nanousd == bill.baseline_nanousd) == shared
+    assert edge.world.provider.calls == 1
+
+
+async def test_a_canary_is_a_bypass_to_its_caller():
+    world = World(canary_share=1.0)
+    done = await world.walk.complete(question())
+    response = receipt_to_pb(done.receipt)
+    assert (response.outcome, response.cache_reason) == (inference_pb2.OUTCOME_BYPASS, "canary")
+
+
+class CacheService(cache_pb2_grpc.CacheServiceServicer):
+    """What the cache's peer is told and says."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+        self.answer: object = cache_pb2.LookupResponse()
+
+    async def Lookup(self, request, context):
+        self.said.append(request)
+        return self.answer
+
+    async def Learn(self, request, context):
+        self.said.append(request)
+        return cache_pb2.LearnResponse()
+
+    async def Feedback(self, request, context):
+        self.said.append(request)
+        return cache_pb2.FeedbackResponse(counted=request.right)
+
+    async def PublishLease(self, request_iterator, context):
+        async for _ in request_iterator:
+            raise FailedPrecondition("the lease is lost")
+
+
+@pytest.fixture
+async def cache():
+    servicer = CacheService()
+    name = "llmmesh.cache.v1.CacheService"
+    async with serve([Service(name, servicer, cache_pb2_grpc.add_CacheServiceServicer_to_server)]) as channel:
+        servicer.peer = CachePeer(channel, 5.0, 5.0)  # type: ignore[attr-defined]
+        servicer.leases = LeasePeer(channel, 5.0)  # type: ignore[attr-defined]
+        yield servicer
+
+
+async def test_what_the_cache_tells_of_a_lookup_arrives(cache):
+    verdict = cache_pb2.Verdict(reason="served", alias=True, candidates=[cache_pb2.Candidate(similarity=0.9)])
+    cache.answer = cache_pb2.LookupResponse(exact_key=b"k", lesson=b"l", verdict=verdict, namespace_version=3)
+    missed = await cache.peer.lookup(question(), None)
+    assert (missed.answer, missed.exact_key, missed.lesson, missed.namespace_version) == (None, b"k", b"l", 3)
+    cache.answer.outcome = cache_pb2.OUTCOME_SEMANTIC_HIT
+    cache.answer.entry.answer.message.CopyFrom(chat_pb2.Message(role=chat_pb2.ROLE_ASSISTANT))
+    cache.answer.entry.answer.message.parts.add(text="Yes.")
+    cache.answer.entry.answer.finish_reason = chat_pb2.FINISH_REASON_STOP
+    found = await cache.peer.lookup(question(), None)
+    assert (found.semantic, found.alias, found.exact_key, found.lesson) == (True, True, b"k", b"l")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(LessonKind.MISS, "MISS"), (LessonKind.SHADOW, "SHADOW"), (LessonKind.STALENESS, "STALENESS")],
+)
+async def test_a_lesson_goes_back_as_it_came(cache, kind, name):
+    await cache.peer.learn(question(), b"l", text_answer(), kind)
+    (said,) = cache.said
+    assert (said.caller.tenant, said.lesson, said.answer.message.parts[0].text) == ("acme", b"l", "Yes.")
+    assert cache_pb2.LessonKind.Name(said.kind) == f"LESSON_KIND_{name}"
+
+
+async def test_a_word_goes_on_with_its_tenant_and_namespace(cache):
+    assert await cache.peer.feedback("acme", "help", "r-9", right=True)
+    assert not await cache.peer.feedback("acme", "help", "r-9", right=False)
+    assert [(s.caller.tenant, s.caller.namespace, s.request_id, s.right) for s in cache.said] == [
+        ("acme", "help", "r-9", True), ("acme", "help", "r-9", False),
+    ]  # fmt: skip
+
+
+async def test_a_holder_that_lost_its_lease_cannot_go_on_talking(cache):
+    async def batches():
+        while True:
+            yield (TextDelta("x"),)
+            await asyncio.sleep(0)
+
+    # gRPC loses the reason when the call ends in the middle of a write.
+    with pytest.raises(MeshError):
+        await cache.leases.publish(question(), b"k" * 32, 1, batches())

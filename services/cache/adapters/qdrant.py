@@ -14,9 +14,10 @@ import grpc.aio
 from qdrant_client import AsyncQdrantClient
 from qdrant_client import grpc as pb
 
-from services.cache.domain.lookup import Neighbour, Vector, VectorsUnavailable
+from services.cache.domain.ports import Neighbour, Vector, VectorsUnavailable
 
 _NEVER = 1e12  # an expiry, in Unix seconds, that no clock reaches
+_UNKNOWN = "und"  # ISO 639 for a language that was not made out
 
 
 class QdrantVectors:
@@ -41,18 +42,27 @@ class QdrantVectors:
         return None
 
     async def search(
-        self, vector: Vector, tenant: str, scopes: Sequence[bytes], *, now: float, floor: float, limit: int
+        self,
+        vector: Vector,
+        tenant: str,
+        scopes: Sequence[bytes],
+        *,
+        language: str,
+        now: float,
+        floor: float,
+        limit: int,
     ) -> list[Neighbour]:
+        must = [
+            _keyword("tenant", tenant),
+            _any_keyword("scope", [scope.hex() for scope in scopes]),
+            pb.Condition(field=pb.FieldCondition(key="expires_at", range=pb.Range(gt=now))),
+        ]
+        if language:
+            must.append(_any_keyword("language", [language, _UNKNOWN]))
         request = pb.QueryPoints(
             collection_name=self._name(vector.model_id, len(vector.values)),
             query=pb.Query(nearest=pb.VectorInput(dense=pb.DenseVector(data=vector.values.tolist()))),
-            filter=pb.Filter(
-                must=[
-                    _keyword("tenant", tenant),
-                    _any_keyword("scope", [scope.hex() for scope in scopes]),
-                    pb.Condition(field=pb.FieldCondition(key="expires_at", range=pb.Range(gt=now))),
-                ]
-            ),
+            filter=pb.Filter(must=must),
             limit=limit,
             score_threshold=floor,
             with_payload=pb.WithPayloadSelector(include=pb.PayloadIncludeSelector(fields=["entry"])),
@@ -66,7 +76,16 @@ class QdrantVectors:
             raise VectorsUnavailable from error
         return [Neighbour(point.payload["entry"].string_value, point.score) for point in response.result]
 
-    async def put(self, entry_id: str, vector: Vector, tenant: str, scope: bytes, expires_at: float | None) -> None:
+    async def put(
+        self,
+        entry_id: str,
+        vector: Vector,
+        tenant: str,
+        scopes: Sequence[bytes],
+        *,
+        language: str,
+        expires_at: float | None,
+    ) -> None:
         dimensions = len(vector.values)
         name = self._name(vector.model_id, dimensions)
         point = pb.PointStruct(
@@ -74,7 +93,10 @@ class QdrantVectors:
             vectors=pb.Vectors(vector=pb.Vector(dense=pb.DenseVector(data=vector.values.tolist()))),
             payload={
                 "tenant": pb.Value(string_value=tenant),
-                "scope": pb.Value(string_value=scope.hex()),
+                "scope": pb.Value(
+                    list_value=pb.ListValue(values=[pb.Value(string_value=scope.hex()) for scope in scopes])
+                ),
+                "language": pb.Value(string_value=language or _UNKNOWN),
                 "entry": pb.Value(string_value=entry_id),
                 "expires_at": pb.Value(double_value=_NEVER if expires_at is None else expires_at),
             },
@@ -149,6 +171,7 @@ class QdrantVectors:
         for field, kind, options in (
             ("tenant", pb.FieldType.FieldTypeKeyword, keyword),
             ("scope", pb.FieldType.FieldTypeKeyword, None),
+            ("language", pb.FieldType.FieldTypeKeyword, None),
             ("expires_at", pb.FieldType.FieldTypeFloat, None),
         ):
             await self._client.grpc_points.CreateFieldIndex(

@@ -1,19 +1,25 @@
 """Bodies in Redis. Every key begins with the tenant as hash tag, so that each step touches one slot.
 
-    {tenant}:e:<entry id>        the entry: times, header, payload; expires with the answer
+    {tenant}:e:<entry id>        the entry: times, header, payload; or an alias of another one. Expires with the answer
+    {tenant}:c:<entry id>        how often the entry was checked and found right or wrong; expires
+    {tenant}:x:<key>:<entry id>  the entry was found wrong for the question with this exact key; expires
     {tenant}:v:<namespace>       the namespace's version; never expires
     {tenant}:t:<namespace>:<tag> sorted set of entry ids by expiry; never expires, so that memory pressure cannot lose a tag
-    {tenant}:r:<request id>      the entry that answered the request; expires
+    {tenant}:r:<request id>      the entry that answered the request, and what a word on it teaches; expires
+    {tenant}:f:<request id>      a word on the request was taken; expires
+    {tenant}:q:<namespace>       hash of the namespace's counters; never expires
+    {tenant}:ql:<namespace>      list of its newest labels; never expires
 
-Run Redis with `maxmemory-policy volatile-lru`: entries may be evicted, versions and tags may not.
+Run Redis with `maxmemory-policy volatile-lru`: what expires may be evicted, the rest may not.
 """
 
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
@@ -21,14 +27,33 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from services.cache.domain.lookup import Body, Header, StoreUnavailable
+from services.cache.domain.calibration import Label
+from services.cache.domain.ports import Alias, Body, Candidate, Header, Note, StoreUnavailable
+from services.cache.domain.signals import FEATURES
 
 _PREFIX = struct.Struct("<BddI")  # format, created, expires (0 for never), length of the header
 _FORMAT = 1
+_ALIAS = struct.Struct("<B")  # format; the rest is JSON
+_ALIAS_FORMAT = 2
+_LABEL = struct.Struct(f"<{len(FEATURES) + 2}f")  # features, whether one answer served both, weight
+_ENTRY_ID = 64  # length of an entry's id
+_WRONG = 1 << 32  # both counts of an entry's checks are one number: wrong ones count this much, right ones 1
+_CHECKS_S = 14 * 86_400  # how long checks of an entry, and what was found wrong, are remembered
 _INFINITE = float("inf")
 _MAX_NOTES = 20_000  # request ids that wait to be written; further ones are not noted
 _MAX_TRIPS = 2  # reads under way at once; what arrives meanwhile shares the next one
 _MAX_SHARED = 64
+
+# An alias never takes the place of an entry, nor does one go that has become an entry. KEYS: entry. ARGV: alias, expiry in ms.
+_PUT_ALIAS = """
+local there = redis.call('GETRANGE', KEYS[1], 0, 0)
+if there == '' or there == '\\2' then redis.call('SET', KEYS[1], ARGV[1], 'PXAT', ARGV[2]) end
+return 0
+"""
+_DROP_ALIAS = """
+if redis.call('GETRANGE', KEYS[1], 0, 0) == '\\2' then redis.call('UNLINK', KEYS[1]) end
+return 0
+"""
 
 
 @dataclass(slots=True)
@@ -46,7 +71,7 @@ class RedisBodies:
         self._redis = redis
         self._address = address
         self._note_ttl = note_ttl
-        self._notes: dict[str, str] = {}
+        self._notes: dict[str, bytes] = {}
         self._writing_notes = asyncio.Lock()
         self._waiting: list[_Fetch] = []
         self._trips = 0
@@ -60,9 +85,33 @@ class RedisBodies:
             return f"redis at {self._address}"
         return None
 
-    async def fetch(self, tenant: str, namespace: str, entry_ids: Sequence[str]) -> tuple[int, list[Body | None]]:
+    async def fetch(
+        self, tenant: str, namespace: str, entry_ids: Sequence[str]
+    ) -> tuple[int, list[Body | Alias | None]]:
         prefix = f"{{{tenant}}}:e:"
-        keys = [f"{{{tenant}}}:v:{namespace}", *(prefix + entry_id for entry_id in entry_ids)]
+        version, *values = await self._values(tenant, namespace, [prefix + entry_id for entry_id in entry_ids])
+        return int(version or 0), [_unpack(value) for value in values]
+
+    async def candidates(
+        self, tenant: str, namespace: str, asked: str, entry_ids: Sequence[str]
+    ) -> tuple[int, list[Candidate]]:
+        keys: list[str] = []
+        for entry_id in entry_ids:
+            keys += (_entry_key(tenant, entry_id), _blocked_key(tenant, asked, entry_id), _checks_key(tenant, entry_id))
+        version, *values = await self._values(tenant, namespace, keys)
+        found = []
+        for index in range(0, len(values), 3):
+            body, blocked, checks = _unpack(values[index]), values[index + 1], int(values[index + 2] or 0)
+            found.append(
+                Candidate(
+                    body if isinstance(body, Body) else None, blocked is not None, checks % _WRONG, checks // _WRONG
+                )
+            )
+        return int(version or 0), found
+
+    async def _values(self, tenant: str, namespace: str, more: list[str]) -> "list[bytes | str | None]":
+        """The namespace's version and what is under the other keys, all of one tenant."""
+        keys = [f"{{{tenant}}}:v:{namespace}", *more]
         loop = asyncio.get_running_loop()
         waiting = _Fetch(tenant, keys, loop.create_future())
         self._waiting.append(waiting)
@@ -71,8 +120,7 @@ class RedisBodies:
             task = loop.create_task(self._fetch_waiting())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        version, *values = await waiting.values
-        return int(version or 0), [_unpack(value) for value in values]
+        return await waiting.values
 
     async def _fetch_waiting(self) -> None:
         """Reads for all calls that wait: under load a trip to Redis is shared, which is most of its cost."""
@@ -136,6 +184,31 @@ class RedisBodies:
             except (TimeoutError, RedisError, OSError) as error:
                 raise StoreUnavailable from error
 
+    async def put_alias(self, tenant: str, exact_key: str, alias: Alias, expires_at: float) -> None:
+        ends = str(int(expires_at * 1000))
+        await self._script(_PUT_ALIAS, _entry_key(tenant, exact_key), _pack_alias(alias), ends)
+
+    async def drop_alias(self, tenant: str, exact_key: str) -> None:
+        await self._script(_DROP_ALIAS, _entry_key(tenant, exact_key))
+
+    async def _script(self, script: str, key: str, *arguments: bytes | str) -> None:
+        try:
+            await cast("Awaitable[object]", self._redis.eval(script, 1, key, *arguments))
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable from error
+
+    async def mark(self, tenant: str, asked: str, entry_id: str, *, right: bool) -> None:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            checks = _checks_key(tenant, entry_id)
+            pipe.incrby(checks, 1 if right else _WRONG)
+            pipe.expire(checks, _CHECKS_S)
+            if not right:
+                pipe.set(_blocked_key(tenant, asked, entry_id), b"1", ex=_CHECKS_S)
+            try:
+                await pipe.execute()
+            except (TimeoutError, RedisError, OSError) as error:
+                raise StoreUnavailable from error
+
     def header(self, body: Body) -> Header:
         fields = json.loads(body.header_bytes)
         return Header(
@@ -145,6 +218,9 @@ class RedisBodies:
             dimensions=fields["d"],
             tags=tuple(fields["t"]),
             request_id=fields["r"],
+            # One that does not say may be a user's own.
+            per_user=fields.get("u", True),
+            cost=fields.get("c"),
         )
 
     async def remove(self, tenant: str, namespace: str, entry_ids: Sequence[str], tag: str | None = None) -> int:
@@ -165,18 +241,54 @@ class RedisBodies:
             raise StoreUnavailable from error
         return [member.decode() for member in members if isinstance(member, bytes)]
 
-    async def answered(self, tenant: str, request_id: str) -> str | None:
+    async def answered(self, tenant: str, request_id: str) -> Note | None:
         key = _request_key(tenant, request_id)
         await self.flush_notes()
         try:
-            entry_id = await self._redis.get(key)
+            note = await self._redis.get(key)
         except (TimeoutError, RedisError, OSError) as error:
             raise StoreUnavailable from error
-        return entry_id.decode() if isinstance(entry_id, bytes) else None
+        return _unpack_note(note) if isinstance(note, bytes) else None
 
-    def note_answer(self, tenant: str, request_id: str, entry_id: str) -> None:
+    def note_answer(self, tenant: str, request_id: str, note: Note) -> None:
         if len(self._notes) < _MAX_NOTES:
-            self._notes[_request_key(tenant, request_id)] = entry_id
+            self._notes[_request_key(tenant, request_id)] = _pack_note(note)
+
+    async def first_word(self, tenant: str, request_id: str) -> bool:
+        try:
+            return bool(await self._redis.set(f"{{{tenant}}}:f:{request_id}", b"1", nx=True, ex=self._note_ttl))
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable from error
+
+    async def counts(self, tenant: str, namespace: str) -> dict[str, float]:
+        try:
+            found = await cast("Awaitable[dict[bytes, bytes]]", self._redis.hgetall(f"{{{tenant}}}:q:{namespace}"))
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable from error
+        return {name.decode(): float(count) for name, count in found.items()}
+
+    async def labels(self, tenant: str, namespace: str) -> list[Label]:
+        try:
+            found = await cast("Awaitable[list[bytes]]", self._redis.lrange(f"{{{tenant}}}:ql:{namespace}", 0, -1))
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable from error
+        # Those of a version with other features are none of ours.
+        return [_unpack_label(label) for label in found if len(label) == _LABEL.size]
+
+    async def add(
+        self, tenant: str, namespace: str, counts: Mapping[str, float], labels: Sequence[Label], kept: int
+    ) -> None:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for name, count in counts.items():
+                pipe.hincrbyfloat(f"{{{tenant}}}:q:{namespace}", name, count)
+            if labels:
+                key = f"{{{tenant}}}:ql:{namespace}"
+                pipe.rpush(key, *(_LABEL.pack(*label.features, label.same, label.weight) for label in labels))
+                pipe.ltrim(key, -kept, -1)
+            try:
+                await pipe.execute()
+            except (TimeoutError, RedisError, OSError) as error:
+                raise StoreUnavailable from error
 
     async def bump(self, tenant: str, namespace: str) -> int:
         try:
@@ -200,8 +312,8 @@ class RedisBodies:
             written = False
             try:
                 async with self._redis.pipeline(transaction=False) as pipe:
-                    for key, entry_id in notes.items():
-                        pipe.set(key, entry_id, ex=self._note_ttl)
+                    for key, note in notes.items():
+                        pipe.set(key, note, ex=self._note_ttl)
                     await pipe.execute()
                 written = True
             except (TimeoutError, RedisError, OSError) as error:
@@ -242,6 +354,14 @@ def _entry_key(tenant: str, entry_id: str) -> str:
     return f"{{{tenant}}}:e:{entry_id}"
 
 
+def _checks_key(tenant: str, entry_id: str) -> str:
+    return f"{{{tenant}}}:c:{entry_id}"
+
+
+def _blocked_key(tenant: str, asked: str, entry_id: str) -> str:
+    return f"{{{tenant}}}:x:{asked}:{entry_id}"
+
+
 def _tag_key(tenant: str, namespace: str, tag: str) -> str:
     return f"{{{tenant}}}:t:{namespace}:{tag}"
 
@@ -258,15 +378,60 @@ def _pack(body: Body, header: Header) -> bytes:
         "d": header.dimensions,
         "t": header.tags,
         "r": header.request_id,
+        "u": header.per_user,
+        "c": header.cost,
     }
     head = json.dumps(fields, separators=(",", ":")).encode()
     return _PREFIX.pack(_FORMAT, body.created_at, body.expires_at or 0.0, len(head)) + head + body.payload
 
 
-def _unpack(value: bytes | str | None) -> Body | None:
-    """The entry; None where there is none, or bytes of another format, which count as absent."""
-    if not isinstance(value, bytes) or len(value) < _PREFIX.size or value[0] != _FORMAT:
+def _unpack(value: bytes | str | None) -> Body | Alias | None:
+    """The entry or alias; None where there is none, or bytes of another format, which count as absent."""
+    if not isinstance(value, bytes) or not value:
+        return None
+    if value[0] == _ALIAS_FORMAT:
+        return _unpack_alias(value)
+    if len(value) < _PREFIX.size or value[0] != _FORMAT:
         return None
     _, created, expires, length = _PREFIX.unpack_from(value)
     start = _PREFIX.size + length
     return Body(value[start:], created, expires or None, value[_PREFIX.size : start])
+
+
+def _pack_alias(alias: Alias) -> bytes:
+    fields = [
+        alias.target,
+        alias.born,
+        alias.similarity,
+        alias.model_id,
+        alias.probability,
+        alias.judged,
+        None if alias.features is None else [round(value, 5) for value in alias.features],
+    ]
+    return _ALIAS.pack(_ALIAS_FORMAT) + json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _unpack_alias(value: bytes) -> Alias | None:
+    try:
+        target, born, similarity, model_id, probability, judged, features = json.loads(value[_ALIAS.size :])
+    except (ValueError, TypeError):
+        return None
+    known = features is not None and len(features) == len(FEATURES)
+    return Alias(target, born, similarity, model_id, probability, judged, tuple(features) if known else None)
+
+
+def _pack_note(note: Note) -> bytes:
+    """The entry's id, then what belongs to a hit: the namespace, which holds no line break, and the lesson."""
+    if not note.lesson:
+        return note.entry_id.encode()
+    return f"{note.entry_id}{note.namespace}\n".encode() + note.lesson
+
+
+def _unpack_note(value: bytes) -> Note:
+    namespace, _, lesson = value[_ENTRY_ID:].partition(b"\n")
+    return Note(value[:_ENTRY_ID].decode(), namespace.decode(), lesson)
+
+
+def _unpack_label(value: bytes) -> Label:
+    *features, same, weight = _LABEL.unpack(value)
+    return Label(tuple(features), same > 0.5, weight)

@@ -67,15 +67,15 @@ def veto(asked: Reading, stored: Reading, *, cross_language: bool = False) -> Ve
     if asked.language and stored.language and asked.language != stored.language:
         if not cross_language:
             return Veto("language", f"{asked.language} / {stored.language}")
-        return _quantities(asked, stored) or _names(asked, stored)
+        return _quantities(asked, stored) or names(asked, stored)
     return (
         _quantities(asked, stored)
         or _negation(asked, stored)
-        or _names(asked, stored)
-        or _antonyms(asked, stored)
+        or names(asked, stored)
+        or antonyms(asked, stored)
         or _kinds(asked, stored)
         or _content(asked, stored)
-        or _direction(asked, stored)
+        or direction(asked, stored)
     )
 
 
@@ -97,14 +97,16 @@ def _negation(asked: Reading, stored: Reading) -> Veto | None:
     return None
 
 
-def _names(asked: Reading, stored: Reading) -> Veto | None:
+def names(asked: Reading, stored: Reading) -> Veto | None:
+    """Names or identifiers that only one of them has."""
     unmatched = (asked.names - stored.words) | (stored.names - asked.words)
     if unmatched:
         return Veto("entities", ", ".join(sorted(unmatched)))
     return None
 
 
-def _antonyms(asked: Reading, stored: Reading) -> Veto | None:
+def antonyms(asked: Reading, stored: Reading) -> Veto | None:
+    """A word of one that is the opposite of a word of the other."""
     mine = asked.content.keys() - stored.content.keys()
     theirs = stored.content.keys() - asked.content.keys()
     opposites = _opposites(asked.language or stored.language or "en")
@@ -144,7 +146,8 @@ def _content(asked: Reading, stored: Reading) -> Veto | None:
     return None
 
 
-def _direction(asked: Reading, stored: Reading) -> Veto | None:
+def direction(asked: Reading, stored: Reading) -> Veto | None:
+    """The same words with their roles swapped."""
     for mine, theirs in ((asked.toward, stored.toward), (asked.away, stored.away)):
         if mine and theirs and mine != theirs and mine in stored.content and theirs in asked.content:
             return Veto("direction", f"{asked.content[mine]} / {stored.content[theirs]}")
@@ -193,28 +196,29 @@ _CONTRACTIONS = (
 )
 _TOKEN = re.compile(
     r"(?P<name>https?://\S+|[\w.+-]+@[\w-]+\.[\w.-]+|(?=\w*\d)(?=\w*[^\W\d_])[\w-]*\w|\w+(?:_\w+)+)"
-    r"|(?P<time>\d{1,2}:\d{2})"
-    r"|(?P<number>\d[\d.,]*\d|\d)"
     r"|(?P<word>[^\W\d_]+)"
+    r"|(?P<time>\d{1,2}:\d{2})"
+    r"|(?P<number>(?<!\d)\d{1,3}(?: \d{3})+(?![\d.,]*\d)|\d[\d.,]*\d|\d|(?<![\w.])\.\d+)"
     r"|(?P<symbol>[$€£%])"
     r"|(?P<stop>[?!;,:.¿¡()\n])"
 )
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2}))? ?([ap])\.? ?m\b\.?")
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th|º|ª|er|o|a)\b")
 _UNIT_SUFFIX = re.compile(r"\b(\d+(?:[.,]\d+)?)(h|hrs?|hours?|min|mins|days?|km|kg|kwh|kw|gb|mb|usd|eur|gbp|p|k)\b")
+_LATEX = re.compile(r"\$([^$]*[=^\\][^$]*)\$")
+_UNIT_LETTER = re.compile(r"\b(\d+(?:[.,]\d+)?) ?([hpkm])\b")
 _CAPITALS = re.compile(r"\b[A-Z][A-Z0-9]{1,}\b")
 _CAPITALISED = re.compile(r"(?<![.?!¿¡:\n])(?<=[^\W\d_,;]) ([A-ZÁÉÍÓÚÑ][^\W\d_]+)")
 
 
 def _plain(text: str) -> str:
     """Lower case without accents."""
-    text = text.lower()
+    text = text.lower().replace("½", ".5")
     return text if text.isascii() else _MARKS.sub("", unicodedata.normalize("NFKD", text))
 
 
-@lru_cache(maxsize=4_096)
-def read(text: str) -> Reading:
-    """Reads a question."""
+def read_once(text: str) -> Reading:
+    """Reads a text that will hardly come again, such as an answer."""
     text = _APOSTROPHES.sub("'", text)
     head, rest = text[:_READ_LIMIT], text[_READ_LIMIT:]
     plain = _plain(head)
@@ -229,10 +233,18 @@ def read(text: str) -> Reading:
         if any(trigger in plain for trigger in triggers):
             plain = phrase.sub(replacement, plain)
     if _DIGIT.search(plain):
+        if "=" in plain or "^" in plain:  # in a formula, letters and signs are no units
+            plain = _UNIT_LETTER.sub(r"\1_\2", _LATEX.sub(r" \1 ", plain))
         plain = _CLOCK.sub(_clock, plain)
         plain = _UNIT_SUFFIX.sub(r"\1 \2", plain)
         plain = _ORDINAL.sub(r"\1", plain)
     return _Reader(head, plain, language, tongue, " ".join(rest.split())).reading()
+
+
+@lru_cache(maxsize=4_096)
+def read(text: str) -> Reading:
+    """Reads a question, and remembers it."""
+    return read_once(text)
 
 
 def _with_apostrophe(match: re.Match[str]) -> str:
@@ -246,16 +258,50 @@ def _clock(match: re.Match[str]) -> str:
     return f"{hour}:{match[2] or '00'}"
 
 
+_QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|(?<!\w)'[^']+'(?!\w)")
+_COMPARED = re.compile(r"\w+ vs\.? \w+")
+_LETTERS_OF = tuple((weight, re.compile(pattern)) for weight, pattern in lexicon.LANGUAGE_LETTERS)
+_MARK = 4
+_MOST_OF_LETTERS = 3
+_CLEAR = 2
+
+
 def _language(plain: str, raw: str) -> str:
-    """Returns "en", "es", or "" where the text gives too little away."""
-    words = _LETTERS.findall(plain)
-    english = sum(map(lexicon.LANGUAGE_MARKS["en"].__contains__, words))
-    spanish = sum(map(lexicon.LANGUAGE_MARKS["es"].__contains__, words))
+    """Returns "en", "es", or "" where the text gives too little away.
+
+    What it only mentions, in quotes or on both sides of "vs", may be foreign and counts for nothing.
+    """
+    if '"' in plain or "'" in plain or not raw.isascii():
+        said = _QUOTED.sub(" ", plain)
+        if _LETTERS.search(said):
+            plain, raw = said, _QUOTED.sub(" ", raw)
+    if " vs" in plain:
+        plain = _COMPARED.sub(" ", plain)
+    weights = [_weight(word) for word in _LETTERS.findall(plain)]
+    spanish = sum(weight for weight in weights if weight > 0)
+    english = spanish - sum(weights)
     if not raw.isascii():
-        spanish += 2 * any(mark in raw for mark in "¿¡ñÑ") or any(mark in raw for mark in "áéíóúÁÉÍÓÚ")
-    if english == spanish:
+        spanish += 4 * any(mark in raw for mark in "¿¡ñÑ") + 3 * any(mark in raw for mark in "áéíóúÁÉÍÓÚ")
+    if abs(english - spanish) < _CLEAR or 2 * min(english, spanish) >= max(english, spanish):
         return ""
+    if english > spanish > 1 and -_MARK not in weights:
+        return ""  # Spanish is full of English names and loans, so that their letters alone prove little
     return "en" if english > spanish else "es"
+
+
+@lru_cache(maxsize=16_384)
+def _weight(word: str) -> int:
+    """How far a word speaks for Spanish, below 0 for English; lower case without accents."""
+    if word in lexicon.LANGUAGE_NEUTRAL:
+        return 0
+    if word in lexicon.LANGUAGE_MARKS["en"]:
+        return -_MARK
+    if word in lexicon.LANGUAGE_MARKS["es"]:
+        return _MARK
+    if len(word) < 3:
+        return 0
+    weight = sum(weight for weight, letters in _LETTERS_OF if letters.search(word))
+    return max(-_MOST_OF_LETTERS, min(weight, _MOST_OF_LETTERS))
 
 
 class _Reader:
@@ -324,8 +370,26 @@ class _Reader:
         bound: list[tuple[float, str]] = []
         used: set[int] = set()
         pieces = self._pieces
+        number_words = lexicon.ENGLISH_COUNTS if self._language == "en" else lexicon.COUNTS
         index = 0
         while index < len(pieces):
+            kind, piece = pieces[index]
+            if kind == "word":
+                if piece in ("and", "y") and index:
+                    half = self._half_at(index)
+                    unit, unit_length = self._unit_at(index - 1) if half else (None, 0)
+                    if unit is not None and unit_length == 1:  # two hours and a half, hora y media
+                        whole = quantities.pop().value if index - 1 in used else unit[1]
+                        quantities.append(Quantity(unit[0], round(whole + unit[1] / 2, 6)))
+                        used.update(range(index - 1, index + half))
+                        index += half
+                        continue
+                if piece not in number_words:
+                    index += 1
+                    continue
+            elif kind != "number":
+                index += 1
+                continue
             value, length = self._number_at(index)
             if value is None:
                 index += 1
@@ -334,7 +398,9 @@ class _Reader:
             unit, unit_length = self._unit_at(after)
             if unit is None and index > 0 and pieces[index - 1][1] in "$€£" and pieces[index - 1][0] == "symbol":
                 unit, unit_length = lexicon.UNITS[pieces[index - 1][1]], 0
-            is_article = length == 1 and pieces[index][1] in lexicon.ONE_WORDS | lexicon.HALF_WORDS
+            is_article = length == 1 and (
+                pieces[index][1] in lexicon.ONE_WORDS or pieces[index][1] in lexicon.HALF_WORDS
+            )
             if unit is None and is_article:
                 index += 1
                 continue
@@ -354,33 +420,77 @@ class _Reader:
                 used.add(index)
         return quantities, bound, used
 
+    def _piece(self, index: int) -> str:
+        return self._pieces[index][1] if index < len(self._pieces) else ""
+
+    def _half_at(self, index: int) -> int:
+        """How many pieces "and a half", "y media" take at a position; 0 where they do not stand there."""
+        joined, second = self._piece(index), self._piece(index + 1)
+        if joined == "and" and second == "a" and self._piece(index + 2) == "half":
+            return 3
+        if joined == "y" and second in ("media", "medio") and self._piece(index + 2) not in lexicon.UNITS:
+            return 2
+        return 0
+
     def _number_at(self, index: int) -> tuple[float | None, int]:
+        """The number at the position of figures or of a number word, and how many pieces it takes."""
         kind, piece = self._pieces[index]
         if kind == "number":
-            return _parse_number(piece), 1
-        if kind != "word":
+            value, length = _parse_number(piece), 1
+            multiplier = lexicon.MULTIPLIERS.get(self._piece(index + 1))
+            if multiplier is not None:  # 3 million
+                value, length = value * multiplier, 2
+        elif piece in lexicon.HALF_WORDS:
+            length = 2 if self._piece(index + 1) in lexicon.ONE_WORDS else 1
+            multiplier = lexicon.MULTIPLIERS.get(self._piece(index + length))  # half a million
+            return (0.5, length) if multiplier is None else (0.5 * multiplier, length + 1)
+        elif piece in lexicon.ONE_WORDS and self._piece(index + 1) == "couple":
+            return 2.0, 3 if self._piece(index + 2) == "of" else 2
+        elif piece in lexicon.ONE_WORDS and self._piece(index + 1) not in lexicon.MULTIPLIERS:
+            value, length = 1.0, 1
+        elif piece == "ciento" and self._pieces[index - 1][1] == "por":
             return None, 0
-        if piece in lexicon.HALF_WORDS:
-            following = self._pieces[index + 1][1] if index + 1 < len(self._pieces) else ""
-            return 0.5, 2 if following in lexicon.ONE_WORDS else 1
-        if piece in lexicon.ONE_WORDS:
-            following = self._pieces[index + 1][1] if index + 1 < len(self._pieces) else ""
-            if following in ("couple", "dozen", "hundred", "thousand"):
-                return float(lexicon.NUMBER_WORDS[following]), 3 if self._is_of(index + 2) else 2
-            return 1.0, 1
-        if piece not in lexicon.NUMBER_WORDS:
-            return None, 0
-        value, length = float(lexicon.NUMBER_WORDS[piece]), 1
-        while index + length < len(self._pieces):  # twenty four, two hundred
-            more = lexicon.NUMBER_WORDS.get(self._pieces[index + length][1])
-            if more is None:
-                break
-            value = value * more if more >= 100 else value + more
-            length += 1
-        return value, length
+        else:
+            value, length = self._words_at(index)
+        half = self._half_at(index + length)
+        return (value + 0.5, length + half) if half else (value, length)
 
-    def _is_of(self, index: int) -> bool:
-        return index < len(self._pieces) and self._pieces[index][1] == "of"
+    def _words_at(self, index: int) -> tuple[float, int]:
+        """The value of number words: two hundred and fifty, treinta y cinco mil."""
+        total = current = 0
+        start = index
+        if self._piece(index) in lexicon.ONE_WORDS:  # a hundred
+            current, index = 1, index + 1
+        while True:
+            piece = self._piece(index)
+            multiplier = lexicon.MULTIPLIERS.get(piece)
+            if multiplier == 100 and 0 < current < 100:
+                current *= 100
+            elif multiplier is not None and (current or index == start):
+                current = max(current, 1) * multiplier
+                if multiplier >= 1_000:
+                    total, current = total + current, 0
+            else:
+                step = self._small_at(index)
+                if not _fits(current, step) or (index > start and total == current == 0):
+                    break
+                current += step
+            index += 1
+            following = self._small_at(index + 1)
+            if (self._piece(index) == "y" and current % 100 > 20 and following < 10 and _fits(current, following)) or (
+                self._piece(index) == "and"
+                and (current or total)
+                and current % 100 == 0
+                and _fits(current, following)
+                and following < 100
+                and self._piece(index + 2) not in lexicon.MULTIPLIERS
+            ):
+                index += 1
+        return float(total + current), index - start
+
+    def _small_at(self, index: int) -> int:
+        piece = self._piece(index)
+        return 1 if piece in lexicon.ONE_WORDS and piece != "a" else lexicon.NUMBER_WORDS.get(piece, 0)
 
     def _unit_at(self, index: int) -> tuple[tuple[str, float] | None, int]:
         """The unit at a position and how many pieces it takes: "hours", "working days", "dias laborables"."""
@@ -427,14 +537,24 @@ class _Reader:
         return [clause for clause in clauses if clause]
 
 
+def _fits(current: int, step: int) -> bool:
+    """Whether a number word may follow: one below ten after tens, one below a hundred after hundreds."""
+    if not step or not current:
+        return bool(step)
+    rest = current % 100
+    return step < 100 if rest == 0 else rest >= 20 and rest % 10 == 0 and step < 10
+
+
 def _parse_number(piece: str) -> float:
-    """The value of 1,300 · 1.300 · 24.5 · 24,5 · 1.234,56: three digits after a lone mark are thousands."""
+    """The value of 1,300 · 1.300 · 1 300 · 24.5 · 24,5 · 1.234,56 · .05: three digits after a lone mark are thousands."""
+    if " " in piece:
+        return float(piece.replace(" ", ""))
     marks = [char for char in piece if char in ".,"]
     if len(set(marks)) == 2:
         decimal = marks[-1]
         whole, _, part = piece.rpartition(decimal)
         return float(re.sub(r"[.,]", "", whole) + "." + part)
-    if marks and (len(marks) > 1 or len(piece.rpartition(marks[0])[2]) == 3):
+    if marks and piece[0] not in "0." and (len(marks) > 1 or len(piece.rpartition(marks[0])[2]) == 3):
         return float(re.sub(r"[.,]", "", piece))
     return float(piece.replace(",", "."))
 

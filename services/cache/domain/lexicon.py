@@ -7,10 +7,6 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def _ordered(text: str) -> list[str]:
-    return text.split()
-
-
 def _pairs(text: str, mark: str) -> list[tuple[str, str]]:
     return [(one, other) for one, _, other in (pair.partition(mark) for pair in text.split())]
 
@@ -45,18 +41,96 @@ LIGHT = {
 "before", "only", "every", "without", "first", "again" and their like are content on purpose.
 """
 
+VAGUE = _words(
+    """again ago algo amount amounts ano anos answer antes anything apply ayer back bad barata barato baratos best better
+    bien big both cambia cambiar cara caro cheap cheaper cheapest check claro clear come continue corto cosa cosas cost
+    costs cuenta cuentame cuesta cuestan cuesto dato datos day days deadline despues detail details detalle detalles dia
+    dias diferencia difference different dinero do documento documentos documents doesn domingo dont dos ejemplo else
+    enlace entender entiendo every everything example examples expensive explain explica explicame explicas facil fecha
+    fee fees fine first forma free friday friend funciona funcionan funcionar good gracias gratis gratuito great hace
+    hacerlo hello help horas hour hours hoy idea igual important importante importe info informacion information internet
+    isn job jueves kind largo last later less limit limite linea link list lista long longer lunes made mal malo manana
+    manera many martes mas matter mean means meant mejor mejores menos mention mes meses metodo miercoles minute minutes
+    monday money month months more most much mucho nada need new nice none nothing nuevo number numero ocurre ok old
+    online only opcion opciones option options order other otra otro pagar part parte pasa paso pasos pay pedido peor
+    plazo please point precio pregunta price probado probar problem problema question quick quickly rapido razon read
+    reason repeat repetir requirement requirements requisito requisitos respuesta right sabado same saturday second see
+    seguro semana semanas sencillo send short shorter significa simple sirve smaller start step steps stop sucede sunday
+    sure tarda tardan tarde terms thing things three thursday tiempo time tipo today todo tomorrow tone total tres tried
+    try tuesday two type understand usa usar use vale veces verdad vez viernes way wednesday week weeks well what work
+    works worse wrong year years yesterday yet"""
+)
+"""Words of content that say little of what is meant: a message of these alone leans on what was said before it."""
+
 LANGUAGE_MARKS = {
     "en": _words(
-        """a after an and are at be been before can could did do does for from get has have how i if in is it my not of
-        on or should that the this to was we were what when where which who why will with would you your"""
+        """about after against age all allowed already am an and another any apply are around as at available away back be
+        because been before being best better between big book both but buy by can cannot cant change cheap check child claim
+        cost could date day days did didn difference do does doesn doing don done dont down during each early eight either
+        else every fee fees five for four free from get getting give gone got had have having hello help her here hi him
+        his hour hours how i id if ill im in into is isn it its ive just keep last late left length less let like limit
+        list long lost made make many may mean meaning means might month months more most much must my need needs never new
+        next nine nobody not now of off old on one only open or order other our out over own pay per please price prices rate
+        rates refund return rule safe same seven should since six small so some start still such take tax ten than thank
+        thanks that thats the their them then there these they this those three through time times to today too two under
+        until up us use used using want was wasn way we week weeks went were what whats when where whether which while who
+        whom whose why will with within without won words work wrong year years yes yet you your yours zero"""
     ),
     "es": _words(
-        """al antes como con cual cuando cuanta cuanto cuantos de del desde despues donde el en es eso esta estan este
-        gracias ha han hasta hay he hola la las le lo los me mi mis muy no o para por porque puede puedo que
-        quien quiero se si sin son su sus tengo tu un una unas unos y yo"""
+        """aca acaso ahi ahora al algo algun alguna alguno alla alli ano anos ante antes aparece aparte apenas aquel aquella aqui
+        asi aun aunque ayer ayuda bajo bien buena buenas bueno buenos cada casi cerca cobra cobran como con conmigo contra
+        cosa cual cuales cualquier cuando cuanta cuantas cuanto cuantos cuesta cuya cuyo da dan dar de debe deben debo del
+        demas desde despues dia dias dice dicen digo dio dolor donde dos durante el ella ellas ellos en entonces entre eres
+        esa esas ese eso esos esta estaba estamos estan estar estas este esto estos estoy fecha frente fue fueron funciona
+        gente gracias gran gusta ha haber habia hablar hace hacen hacer hacia haga hago han hasta hay hice hija hijo hizo hola
+        hora horas hoy ir jamas junto la las le lejos les ley llega llego llevo lo los luego luz mas mayor mejor menor menos
+        mes meses meta mi mia mio mis misma mismo mucha mucho muchos mujer muy nada nadie ni ningun ninguna nino ninos nos
+        nosotros nuestra nuestro nueva nuevo nunca o otra otras otro otros para parte pasa pasar pero pide piden pido poca
+        poco podemos poder podria por porque precio pregunta pronto puede pueden puedes puedo pues puse que quien quienes
+        quiere quiero quisiera quita quitar saber sale se segun seis ser si sido siempre significa sigue sin sino sirve sobre
+        sois solo somos soy su sus tal tambien tampoco tan tanto tarda tasa te tener tengo ti tiempo tiene tienen tipo toda
+        todas todavia todo todos traduccion tras tres tu tus un una unas uno unos usted ustedes va vale vamos van vas veces
+        ver vez vi vos voy ya yo"""
     ),
 }
-"""Words that give a language away."""
+"""Words that give a language away. Those that both languages write are in neither list: "a", "no", "me", "he", "has", "son"."""
+
+LANGUAGE_NEUTRAL = _words(
+    """a actor actual admin adsl alcohol altar alumni amazon android animal api app apple area auto bar bcn bizum blog bonus
+    branch bus canal capital cash casual central cereal chat chown clip clips club co cognac color come commit compatible
+    control cookies cultural data debate df dict digital dime director doctor docx dollar drama e ee electoral email era
+    error eur euro euros excel extra facebook factor familiar fatal federal festival film final first fiscal formal formula
+    ftth full galaxy gb general genial git global gmail google gps gym hardware has he historia hobby horror hospital hostal
+    hotel http https iban idea ideal instagram int internet iphone join json kg kilos km legal liberal link linux local login
+    macos mad manual marketing material mb me media mental menu merge metro mineral mobil moral motor movie municipal musical
+    mysql natural netflix neutral no normal null office offline online oral original pan parking particular pasta paypal pdf
+    personal photos piano pie pin pizza plan plaza plural popular post postgres principal puk push python radical radio real
+    red regular remote reset ritual roaming router rural samsung set sexual show sim similar singular sl sms social
+    software solar son spam spotify sql standard stash steam stock stop str streaming superior switch systemd taxi test tests
+    total tram tutor tv twitter txt union usa usd usual uu verbal versus video videos virtual visa visual vital vocal vs web
+    whatsapp wifi windows word www x xlsx youtube z"""
+)
+"""Words, names and loans of both languages: their letters say nothing of the text around them."""
+
+LANGUAGE_LETTERS = (
+    # Spanish: letters and endings that English hardly has.
+    (3, r"^ree[mnls]|[aeiou]cion(?:es)?$|siones$|mente$|[aei]dad(?:es)?$|[ae]ncias?$|[ai]miento|[ai]d[ao]s?$"),
+    (
+        2,
+        r"[aei]ndo(?:me|lo|la|se|te)?$|(?:ar|er|ir)(?:me|se|lo|la|le|te|los|las|les|nos)$|[^aeiou](?:uel|uen|uer|ien(?!ts?$)|ier)",
+    ),
+    (
+        2,
+        r"[bcdfghjklmnpqrstvxz]os$|[bcdfghjlmnprtvxz]o$|[bcdfghjlmnprtvxz]as?$|[aeiou][iu]?ll[ao]|rr[aeiou]|qu[ei](?!t|r|e|c|z)",
+    ),
+    (1, r"[bcdfgjlmnprtvz][ai]r$|^es[pqtc]|^des|j[aou]|aje$|ez$|[aeiou]n$|z[ao]s?$|[lrnt]es$|ue[snl]|ie[nr]|[nlrd]e$"),
+    # English: letters and endings that Spanish hardly has.
+    (-3, r"th|sh|wh|ck|gh|[a-z]w|^w[aehior]|k[es]|ing$|tions?$|ght|oo|ee[a-z]|ough|ness$|less$|ful$|ly$"),
+    (-2, r"ss|ff|tt|pp|mm|dd|bb|gg|zz|k|ph|ou|ea[a-z]|oa|ow|aw|ew|[aeo]y|[bcdfghklmnprtvxz]y$|^y[aeo]u|ss$"),
+    (-2, r"^s[bcdfgklmnpqtvw]|[bcdfghjkmpqtvwx]$|[bcdfghjklmnpqrtvwx]s$|n[dtkgc]$|[lr][dtmpfb]$|[sc]t$|ments?$"),
+    (-1, r"ed$|ers?$|[eo]r$|age$|[aeiou][bcdfgklmnprstvz]e$|[ai]ble$|[cdlmnrt]ate$|[ct]le$|ie[sd]$|nce$|y[a-z]"),
+)
+"""What a pattern of letters in a word of at least three says, above 0 for Spanish and below for English; without accents."""
 
 PHRASES = {
     "en": (
@@ -89,6 +163,8 @@ PHRASES = {
             " ",
         ),
         ("far", r"\bhow far\b", "howfar"),
+        ("quarter", r"\bthree quarters of an hour\b", "45 minutes"),
+        ("quarter", r"\b(?:a )?quarter of an hour\b", "15 minutes"),
         ("longer more", r"\bno longer\b|\bnot any ?more\b", "not anymore"),
         ("down", r"\bgo(?:es|ing)? down\b", "decrease"),
         ("up", r"\bgo(?:es|ing)? up\b", "increase"),
@@ -111,6 +187,9 @@ PHRASES = {
             r"\ba traves de\b|\bpor medio de\b|\blo antes posible\b|\bcuanto antes\b|\bde verdad\b|\bpor cierto\b",
             " ",
         ),
+        ("cuarto", r"\btres cuartos de hora\b", "45 minutos"),
+        ("cuarto", r"\b(?:una )?hora y cuarto\b", "75 minutos"),
+        ("cuarto", r"\b(?:un )?cuarto de hora\b", "15 minutos"),
         ("debe", r"\ba que se debe\b", "por que"),
         ("no se", r"\bno se (como|donde|cuando|que|cual|quien|si)\b", r"\1"),
         (
@@ -240,42 +319,51 @@ NEGATIONS = _words(
     unable without"""
 )
 
-_EN_NUMBERS = _ordered(
-    """two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-    nineteen twenty"""
-)
-_ES_NUMBERS = _ordered(
-    """dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince dieciseis diecisiete dieciocho
-    diecinueve veinte"""
+_NUMBERS = (
+    (2, 1, "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"),
+    (18, 1, "eighteen nineteen"),
+    (20, 10, "twenty thirty forty fifty sixty seventy eighty ninety"),
+    (2, 1, "dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince dieciseis diecisiete"),
+    (
+        18,
+        1,
+        "dieciocho diecinueve veinte veintiuno veintidos veintitres veinticuatro veinticinco veintiseis veintisiete",
+    ),
+    (28, 1, "veintiocho veintinueve"),
+    (30, 10, "treinta cuarenta cincuenta sesenta setenta ochenta noventa cien"),
+    (
+        100,
+        100,
+        "ciento doscientos trescientos cuatrocientos quinientos seiscientos setecientos ochocientos novecientos",
+    ),
+    (200, 100, "doscientas trescientas cuatrocientas quinientas seiscientas setecientas ochocientas novecientas"),
 )
 NUMBER_WORDS = {
-    **{word: number for number, word in enumerate(_EN_NUMBERS, 2)},
-    **{word: number for number, word in enumerate(_ES_NUMBERS, 2)},
-    "thirty": 30,
-    "forty": 40,
-    "fifty": 50,
-    "sixty": 60,
-    "seventy": 70,
-    "eighty": 80,
-    "ninety": 90,
-    "treinta": 30,
-    "cuarenta": 40,
-    "cincuenta": 50,
-    "sesenta": 60,
-    "setenta": 70,
-    "ochenta": 80,
-    "noventa": 90,
-    "hundred": 100,
-    "cien": 100,
-    "cientos": 100,
-    "thousand": 1000,
-    "mil": 1000,
+    **{word: first + step * place for first, step, words in _NUMBERS for place, word in enumerate(words.split())},
+    "veintiun": 21,
+    "veintiuna": 21,
     "couple": 2,
+}
+MULTIPLIERS = {
+    "hundred": 100,
+    "cientos": 100,
+    "thousand": 1_000,
+    "mil": 1_000,
     "dozen": 12,
     "docena": 12,
+    "docenas": 12,
+    "million": 1_000_000,
+    "millon": 1_000_000,
+    "millones": 1_000_000,
+    "billion": 1_000_000_000,
 }
+"""Number words that multiply what stands before them."""
+
 ONE_WORDS = _words("a an one un una uno")
 HALF_WORDS = _words("half medio media")
+COUNTS = ONE_WORDS | HALF_WORDS | NUMBER_WORDS.keys() | MULTIPLIERS.keys()
+ENGLISH_COUNTS = COUNTS - {"once"}
+"""All words that may begin a number."""
 
 _UNIT_WORDS = (
     ("seconds", 1.0, "second seconds sec secs segundo segundos"),
@@ -295,9 +383,15 @@ _UNIT_WORDS = (
     ("cents", 1.0, "cent cents centimo centimos centavo centavos"),
     ("percent", 1.0, "percent % ciento"),
     ("metres", 1_000.0, "km kilometer kilometers kilometre kilometres kilometro kilometros"),
+    ("metres", 1_609.344, "mile miles milla millas"),
+    ("metres", 0.01, "cm centimeter centimeters centimetre centimetres centimetro centimetros"),
+    ("metres", 0.001, "mm"),
     ("metres", 1.0, "meter meters metre metres metro metros"),
     ("grams", 1_000.0, "kg kilo kilos kilogram kilograms kilogramo kilogramos"),
-    ("grams", 1.0, "gram grams gramo gramos"),
+    ("grams", 1.0, "g gr gram grams gramo gramos"),
+    ("grams", 0.001, "mg milligram milligrams miligramo miligramos"),
+    ("litres", 1.0, "liter liters litre litres litro litros"),
+    ("litres", 0.001, "ml millilitre millilitres milliliter milliliters mililitro mililitros"),
     ("kwh", 1.0, "kwh"),
     ("kw", 1.0, "kw"),
     ("mb", 1.0, "mb"),

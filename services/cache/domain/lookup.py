@@ -1,244 +1,66 @@
 """The use cases of the cache: look up, store, invalidate, explain."""
 
-import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from services.cache.domain import verdict
+from services.cache.domain import guards
 from services.cache.domain.identity import Identity, Keys
-from services.cache.domain.verdict import Rules, Suspect, Verdict
-from services.common.chat import Answer, Chat, FinishReason
+from services.cache.domain.later import Later
+from services.cache.domain.lesson import Lesson
+from services.cache.domain.paraphrases import CANDIDATES, Paraphrases, Query
+from services.cache.domain.ports import (
+    Alias,
+    Bodies,
+    Body,
+    CacheRules,
+    Controls,
+    Found,
+    Fresh,
+    Header,
+    Note,
+    Prices,
+    Question,
+    Removed,
+    Stored,
+    StoreUnavailable,
+    Vector,
+    Vectors,
+    VectorsUnavailable,
+)
+from services.cache.domain.quality import Quality
+from services.cache.domain.standalone import stands_alone
+from services.common.chat import Answer, Chat, FinishReason, Role
 from services.common.clock import Clock
-from services.common.tokens import estimate_tokens
 
-CANDIDATES = 10
-"""How many neighbours are judged: the right one is often not the nearest."""
+__all__ = ["CANDIDATES", "SemanticCache", "StoreUnavailable"]
+
 REMOVED_TOGETHER = 100
 """How many entries are read and removed at once when many go: all of a big tag would outlast a store's patience."""
 REMEMBERED_VERSIONS = 10_000
 """How many namespaces' versions are kept; one that was dropped costs its next lookup a second round trip."""
 
 
-class StoreUnavailable(Exception):
-    """The store of bodies cannot be asked."""
-
-
-class VectorsUnavailable(Exception):
-    """The store of vectors cannot be asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """A unit vector, float32 of shape (dimensions,), and the model that made it."""
-
-    values: NDArray[np.float32]
-    model_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class CacheRules:
-    """A namespace's policy for the cache. `thresholds` by embedding model; `ttl` in seconds by class, "" the default."""
-
-    exact: bool
-    semantic: bool
-    floor: float
-    thresholds: dict[str, float]
-    ttl: dict[str, float]
-    user_classes: frozenset[str]
-    max_temperature: float
-    cross_language: bool
-    store_tool_calls: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked and on whose behalf."""
-
-    tenant: str
-    namespace: str
-    user: str
-    request_id: str
-    requested_model: str
-    chat: Chat
-    vector: Vector | None
-
-
-@dataclass(frozen=True, slots=True)
-class Controls:
-    """What a caller tightens: lowest similarity, greatest age in seconds, exact answers only, no exact lookup."""
-
-    min_similarity: float = -1.0
-    max_age: float | None = None
-    exact_only: bool = False
-    skip_exact: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the cache itself needs to know of an entry."""
-
-    question: str
-    namespace: str
-    vector_model: str
-    dimensions: int
-    tags: tuple[str, ...]
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """A stored entry. `payload` is opaque here; times are Unix seconds, `expires_at` None for a curated answer."""
-
-    payload: bytes
-    created_at: float
-    expires_at: float | None
-    header_bytes: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """An answer to store. `ttl_class` "" means the namespace's; `namespace_version`, where known, is from before it was made."""
-
-    answer: Answer
-    payload: "Payload"
-    ttl_class: str
-    tags: tuple[str, ...]
-    pinned: bool
-    namespace_version: int | None
-
-
-class Payload(Protocol):
-    """Makes the opaque bytes of an entry once its id and times are known."""
-
-    def __call__(self, entry_id: str, created_at: float, expires_at: float | None) -> bytes:
-        """The bytes."""
-        ...
-
-
-class Bodies(Protocol):
-    """The store of answers: the truth. Every method raises StoreUnavailable when it cannot be asked."""
-
-    async def fetch(self, tenant: str, namespace: str, entry_ids: Sequence[str]) -> tuple[int, list[Body | None]]:
-        """The namespace's version and the entries, None for what is not there, in one round trip."""
-        ...
-
-    async def put(self, tenant: str, entry_id: str, body: Body, header: Header) -> None:
-        """Writes an entry with its tags and its request, to live until `expires_at`."""
-        ...
-
-    def header(self, body: Body) -> Header:
-        """Reads the header."""
-        ...
-
-    async def remove(self, tenant: str, namespace: str, entry_ids: Sequence[str], tag: str | None = None) -> int:
-        """Removes at least one entry, and takes them off the list of `tag` in the same step; returns how many there were."""
-        ...
-
-    async def tagged(self, tenant: str, namespace: str, tag: str) -> list[str]:
-        """Ids of the entries with a tag; some may be gone."""
-        ...
-
-    async def answered(self, tenant: str, request_id: str) -> str | None:
-        """The entry that answered a request or was written by it."""
-        ...
-
-    def note_answer(self, tenant: str, request_id: str, entry_id: str) -> None:
-        """Remembers, soon and without waiting, which entry answered a request."""
-        ...
-
-    async def bump(self, tenant: str, namespace: str) -> int:
-        """Raises the namespace's version; returns the new one."""
-        ...
-
-    async def version(self, tenant: str, namespace: str) -> int:
-        """The namespace's version, 0 at first."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """A vector near the asked one."""
-
-    entry_id: str
-    similarity: float
-
-
-class Vectors(Protocol):
-    """The store of vectors. Every method raises VectorsUnavailable when it cannot be asked."""
-
-    async def search(
-        self, vector: Vector, tenant: str, scopes: Sequence[bytes], *, now: float, floor: float, limit: int
-    ) -> list[Neighbour]:
-        """The nearest living vectors of a tenant in any of the scopes, best first."""
-        ...
-
-    async def put(self, entry_id: str, vector: Vector, tenant: str, scope: bytes, expires_at: float | None) -> None:
-        """Writes a vector."""
-        ...
-
-    async def remove(self, model_id: str, dimensions: int, entry_ids: Sequence[str]) -> None:
-        """Removes vectors."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """How a lookup ended. `payload` is the entry on a hit; `verdict` the semantic decision where one was made.
-
-    `version` is the namespace's; 0 where it was not asked for, since nothing of the request may be stored.
-    """
-
-    keys: Keys
-    per_user: bool
-    version: int = 0
-    payload: bytes | None = None
-    entry_id: str = ""
-    semantic: bool = False
-    verdict: Verdict | None = None
-    semantic_unavailable: bool = False
-    token_delta: int = 0
-
-    @property
-    def exact_key(self) -> bytes:
-        """Identity of the request."""
-        return self.keys.exact_for(self.per_user) or self.keys.exact
-
-    @property
-    def scope_key(self) -> bytes:
-        """Identity of the request without its last user text."""
-        return self.keys.scope_for(self.per_user) or self.keys.scope
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What became of an answer: `reason` says why it was not stored."""
-
-    entry_id: str = ""
-    reason: str = ""
-    semantic_unavailable: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """How many entries went (-1: a whole namespace), and the namespace's version afterwards."""
-
-    count: int
-    version: int
-
-
 class SemanticCache:
     """Exact and semantic answers over a store of bodies and a store of vectors."""
 
-    def __init__(self, bodies: Bodies, vectors: Vectors, clock: Clock) -> None:
+    def __init__(
+        self,
+        bodies: Bodies,
+        vectors: Vectors,
+        paraphrases: Paraphrases,
+        quality: Quality,
+        clock: Clock,
+        later: Later,
+        prices: Prices,
+    ) -> None:
         self._bodies = bodies
         self._vectors = vectors
+        self._paraphrases = paraphrases
+        self._quality = quality
         self._clock = clock
+        self._later = later
+        self._prices = prices
         self._versions: dict[tuple[str, str], int] = {}
-        self._background: set[asyncio.Task[None]] = set()
 
     async def lookup(self, question: Question, rules: CacheRules, controls: Controls) -> Found:
         """Looks up exactly, then, with a vector, semantically. Raises StoreUnavailable."""
@@ -247,18 +69,31 @@ class SemanticCache:
             question,
             rules,
             exact=rules.exact and not controls.skip_exact,
+            aliases=not controls.exact_only,
             vector=None if controls.exact_only else question.vector,
             min_similarity=controls.min_similarity,
             oldest=oldest,
+            silent=False,
         )
-        if found.payload is not None and question.request_id:
-            self._bodies.note_answer(question.tenant, question.request_id, found.entry_id)
+        if found.payload is not None:
+            if not found.semantic:
+                self._quality.count(question.tenant, question.namespace, exact_hits=1)
+            if question.request_id:
+                note = Note(found.entry_id, question.namespace, found.lesson)
+                self._bodies.note_answer(question.tenant, question.request_id, note)
         return found
 
     async def explain(self, question: Question, rules: CacheRules) -> Found:
-        """Like `lookup` without any trace."""
+        """Like `lookup` without any trace. It looks past aliases at what they rest on, and pays no judge."""
         return await self._find(
-            question, rules, exact=rules.exact, vector=question.vector, min_similarity=-1.0, oldest=-1.0
+            question,
+            rules,
+            exact=rules.exact,
+            aliases=False,
+            vector=question.vector,
+            min_similarity=-1.0,
+            oldest=-1.0,
+            silent=True,
         )
 
     async def store(self, question: Question, fresh: Fresh, rules: CacheRules) -> Stored:
@@ -276,9 +111,9 @@ class SemanticCache:
         self._learn(question.tenant, question.namespace, version)
         if fresh.namespace_version not in (None, version):
             return Stored(reason="purged")  # it may be made of what the purge was for
-        keys = identity.keys(version)
-        exact, scope = keys.exact_for(per_user), keys.scope_for(per_user)
-        if exact is None or scope is None:
+        exact = identity.keys(version).exact_for(per_user)
+        scopes = [keys.scope_for(per_user) for keys in _conversations(identity, question, rules, version)]
+        if exact is None:
             return Stored(reason="policy")  # a user's own answer needs a user
         entry_id = exact.hex()
         now = self._clock.now()
@@ -291,13 +126,22 @@ class SemanticCache:
             dimensions=len(vector.values) if vector else 0,
             tags=fresh.tags,
             request_id=question.request_id,
+            per_user=per_user,
+            cost=self._prices(fresh.model, fresh.usage),
         )
         body = Body(fresh.payload(entry_id, now, expires_at), now, expires_at, b"")
         await self._bodies.put(question.tenant, entry_id, body, header)
         if vector is None:
             return Stored(entry_id)
         try:
-            await self._vectors.put(entry_id, vector, question.tenant, scope, expires_at)
+            await self._vectors.put(
+                entry_id,
+                vector,
+                question.tenant,
+                [scope for scope in scopes if scope is not None],
+                language=guards.read(header.question).language,
+                expires_at=expires_at,
+            )
         except VectorsUnavailable:
             return Stored(entry_id, semantic_unavailable=True)
         return Stored(entry_id)
@@ -318,13 +162,12 @@ class SemanticCache:
 
     async def invalidate_request(self, tenant: str, namespace: str, request_id: str) -> Removed:
         """Removes the entry that answered a request or was written by it."""
-        entry_id = await self._bodies.answered(tenant, request_id)
-        return await self._remove(tenant, namespace, [entry_id] if entry_id else [])
+        note = await self._bodies.answered(tenant, request_id)
+        return await self._remove(tenant, namespace, [] if note is None else [note.entry_id])
 
     async def close(self) -> None:
         """Waits for what runs in the background."""
-        if self._background:
-            await asyncio.gather(*self._background, return_exceptions=True)
+        await self._later.close()
 
     async def _remove(self, tenant: str, namespace: str, entry_ids: Sequence[str], tag: str | None = None) -> Removed:
         count = 0
@@ -334,11 +177,11 @@ class SemanticCache:
             count += await self._bodies.remove(tenant, namespace, some, tag)
             by_collection: dict[tuple[str, int], list[str]] = {}
             for entry_id, body in zip(some, bodies, strict=True):
-                header = None if body is None else self._bodies.header(body)
+                header = self._bodies.header(body) if isinstance(body, Body) else None
                 if header is not None and header.vector_model:
                     by_collection.setdefault((header.vector_model, header.dimensions), []).append(entry_id)
             for (model_id, dimensions), ids in by_collection.items():
-                self._later_remove(model_id, dimensions, ids)
+                self._paraphrases.forget(model_id, dimensions, ids)
         return Removed(count, await self._bodies.version(tenant, namespace))
 
     async def _find(
@@ -347,11 +190,13 @@ class SemanticCache:
         rules: CacheRules,
         *,
         exact: bool,
+        aliases: bool,
         vector: Vector | None,
         min_similarity: float,
         oldest: float,
+        silent: bool,
     ) -> Found:
-        """Looks exactly where `exact`, then semantically where there is a vector."""
+        """Looks exactly where `exact`, then for `aliases`, then semantically where there is a vector."""
         identity = _identity(question)
         per_user = "" in rules.user_classes
         if not _reproducible(question.chat, rules):
@@ -360,77 +205,33 @@ class SemanticCache:
         while True:
             keys = identity.keys(version)
             ids = _exact_ids(keys, per_user) if exact else []
-            current, bodies = await self._bodies.fetch(question.tenant, question.namespace, ids)
+            current, records = await self._bodies.fetch(question.tenant, question.namespace, [key.hex() for key in ids])
             if current == version:
                 break
             version = current  # what was read is of another version: read again
             self._learn(question.tenant, question.namespace, version)
-        for entry_id, body in zip(ids, bodies, strict=True):
-            if body is not None and body.created_at >= oldest and self._alive(body):
-                return Found(keys, per_user, version, body.payload, entry_id)
+        for key, record in zip(ids, records, strict=True):
+            if isinstance(record, Body) and record.created_at >= oldest and self._paraphrases.alive(record):
+                entry_id = key.hex()
+                lesson = Lesson(entry_id, entry_id, record.created_at, semantic=False).pack()
+                return Found(keys, per_user, version, record.payload, entry_id, lesson=lesson)
         miss = Found(keys, per_user, version)
         nobody = per_user and not question.user  # a user's own answers need a user
-        if vector is None or nobody or not _comparable(question, rules):
+        if nobody or not _comparable(question, rules):
             return miss
-        return await self._semantic(question, vector, miss, rules, min_similarity, oldest)
-
-    async def _semantic(
-        self, question: Question, vector: Vector, miss: Found, rules: CacheRules, min_similarity: float, oldest: float
-    ) -> Found:
-        keys = miss.keys
-        text = question.chat.last_user_text
-        scopes = [scope for scope in (keys.scope if not miss.per_user else None, keys.user_scope) if scope is not None]
-        threshold = rules.thresholds.get(vector.model_id)
-        try:
-            near = await self._vectors.search(
-                vector, question.tenant, scopes, now=self._clock.now(), floor=rules.floor, limit=CANDIDATES
-            )
-        except VectorsUnavailable:
-            return replace(miss, semantic_unavailable=True)
-        bodies: dict[str, Body] = {}
-        questions: dict[str, str] = {}
-        if near:
-            ids = [n.entry_id for n in near]
-            current, fetched = await self._bodies.fetch(question.tenant, question.namespace, ids)
-            for entry_id, body in zip(ids, fetched, strict=True):
-                # A purge since the version was read leaves nothing of what was found.
-                if body is not None and self._alive(body) and current == miss.version:
-                    bodies[entry_id] = body
-                    questions[entry_id] = self._bodies.header(body).question
-            gone = [entry_id for entry_id in ids if entry_id not in bodies]
-            if gone:
-                self._later_remove(vector.model_id, len(vector.values), gone)
-        suspects = [
-            Suspect(
-                n.entry_id,
-                n.similarity,
-                questions.get(n.entry_id),
-                bodies[n.entry_id].created_at if n.entry_id in bodies else 0.0,
-                n.entry_id in bodies and bodies[n.entry_id].expires_at is None,
-            )
-            for n in near
-        ]
-        decision = verdict.decide(
-            text,
-            suspects,
-            Rules(
-                floor=max(rules.floor, min_similarity),
-                threshold=None if threshold is None else max(threshold, min_similarity),
-                oldest=oldest,
-                cross_language=rules.cross_language,
-            ),
+        scopes = tuple(
+            scope
+            for of in _conversations(identity, question, rules, version)
+            for scope in (None if per_user else of.scope, of.user_scope)
+            if scope is not None
         )
-        if decision.served is None:
-            return replace(miss, verdict=decision)
-        entry_id = decision.served
-        return replace(
-            miss,
-            payload=bodies[entry_id].payload,
-            entry_id=entry_id,
-            semantic=True,
-            verdict=decision,
-            token_delta=estimate_tokens(text) - estimate_tokens(questions[entry_id]),
-        )
+        query = Query(question, rules, miss, scopes, min_similarity, oldest, silent)
+        if aliases:
+            for key, record in zip(ids, records, strict=True):
+                found = await self._paraphrases.by_alias(query, key, record) if isinstance(record, Alias) else None
+                if found is not None:
+                    return found
+        return miss if vector is None else await self._paraphrases.search(query, vector)
 
     def _learn(self, tenant: str, namespace: str, version: int) -> None:
         """Remembers a version, so that the next lookup needs one round trip; 0 is what is taken without a memory."""
@@ -440,29 +241,28 @@ class SemanticCache:
             if len(self._versions) > REMEMBERED_VERSIONS:
                 del self._versions[next(iter(self._versions))]
 
-    def _alive(self, body: Body) -> bool:
-        return body.expires_at is None or body.expires_at > self._clock.now()
-
-    def _later_remove(self, model_id: str, dimensions: int, entry_ids: Sequence[str]) -> None:
-        task = asyncio.create_task(self._remove_vectors(model_id, dimensions, entry_ids))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    async def _remove_vectors(self, model_id: str, dimensions: int, entry_ids: Sequence[str]) -> None:
-        try:
-            await self._vectors.remove(model_id, dimensions, entry_ids)
-        except VectorsUnavailable:
-            return  # a vector without a body is a miss, and the next one who meets it tries again
-
 
 def _identity(question: Question) -> Identity:
     return Identity(question.tenant, question.namespace, question.user, question.requested_model, question.chat)
 
 
-def _exact_ids(keys: Keys, per_user: bool) -> list[str]:
+def _conversations(identity: Identity, question: Question, rules: CacheRules, version: int) -> list[Keys]:
+    """The keys of the conversation, and those of a new one where the policy allows and the question needs no history."""
+    chat = question.chat
+    last = chat.last_user_index
+    keys = [identity.keys(version)]
+    if not rules.standalone or last is None or last != len(chat.messages) - 1:
+        return keys
+    standing = tuple(message for message in chat.messages[:last] if message.role is Role.SYSTEM)
+    if len(standing) < last and stands_alone(chat.last_user_text):
+        alone = replace(chat, messages=(*standing, chat.messages[last]))
+        keys.append(_identity(replace(question, chat=alone)).keys(version))
+    return keys
+
+
+def _exact_ids(keys: Keys, per_user: bool) -> list[bytes]:
     """A user's own answer goes before everybody's."""
-    ids = [keys.user_exact, None if per_user else keys.exact]
-    return [key.hex() for key in ids if key is not None]
+    return [key for key in (keys.user_exact, None if per_user else keys.exact) if key is not None]
 
 
 def _comparable(question: Question, rules: CacheRules) -> bool:

@@ -15,6 +15,7 @@ from services.common.money import usd
 
 LAYERS = ("cache", "routing", "compression", "prompt_cache", "batch")
 HITS = ("exact_hit", "semantic_hit")
+NOT_GENERATED = (*HITS, "coalesced")
 
 
 class Latency(TypedDict):
@@ -33,6 +34,7 @@ class ReportJson(TypedDict):
     errors: int
     exact_hits: int
     semantic_hits: int
+    coalesced: int
     misses: int
     wrong_hits: int
     trap_pairs: int
@@ -64,7 +66,7 @@ def sources(outcomes: Sequence[Outcome]) -> dict[str, Request]:
     return {
         o.response.receipt.entry_id: o.request
         for o in outcomes
-        if o.response and OUTCOMES[o.response.receipt.outcome] not in HITS and o.response.receipt.entry_id
+        if o.response and OUTCOMES[o.response.receipt.outcome] not in NOT_GENERATED and o.response.receipt.entry_id
     }
 
 
@@ -106,13 +108,14 @@ def summarise(outcomes: Sequence[Outcome]) -> ReportJson:
         "errors": len(outcomes) - len(answered),
         "exact_hits": kinds["exact_hit"],
         "semantic_hits": kinds["semantic_hit"],
+        "coalesced": kinds["coalesced"],
         "misses": kinds["miss"] + kinds["bypass"],
         "wrong_hits": len(wrong),
         "trap_pairs": len({o.request.trap for o in outcomes if o.request.trap}),
         "trap_hits": sum(1 for o, source in wrong if o.request.trap and o.request.trap == source.trap),
         # Of entries that an earlier run wrote into the same mesh: nobody knows for which question.
         "unverified_hits": sum(entry not in made_for for _, entry in hits(outcomes)),
-        "tiers": dict(Counter(r.receipt.tier for _, r in answered if OUTCOMES[r.receipt.outcome] not in HITS)),
+        "tiers": dict(Counter(r.receipt.tier for _, r in answered if OUTCOMES[r.receipt.outcome] not in NOT_GENERATED)),
         "tokens": {
             "input": sum(u.input_tokens for u in usages),
             "output": sum(u.output_tokens for u in usages),
@@ -148,6 +151,8 @@ def show(report: ReportJson, outcomes: Sequence[Outcome], console: Console) -> N
     table.add_row("requests", f"{report['requests']}", f"{report['answered']} answered, {report['errors']} errors")
     table.add_row("exact hits", f"{report['exact_hits']}", f"{report['exact_hits'] / total:.0%}")
     table.add_row("semantic hits", f"{report['semantic_hits']}", f"{report['semantic_hits'] / total:.0%}")
+    if report["coalesced"]:
+        table.add_row("coalesced", f"{report['coalesced']}", "the answer of an identical request at the same time")
     table.add_row("misses", f"{report['misses']}", "answered by a model")
     table.add_row(
         "wrong hits",

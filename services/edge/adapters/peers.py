@@ -1,9 +1,11 @@
 """The five services that the walk calls, over gRPC. A failure of any becomes the MeshError that it raised."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 
 from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
 from llmmesh.common.v1 import caller_pb2, chat_pb2, usage_pb2, vector_pb2
@@ -22,7 +24,9 @@ from services.common.chat_pb import (
     chat_to_pb,
     component_from_pb,
     delta_from_pb,
+    delta_to_pb,
     finish_reason_from_pb,
+    finish_reason_to_pb,
     rates_from_pb,
     usage_from_pb,
     usage_to_pb,
@@ -38,12 +42,15 @@ from services.common.errors import (
 )
 from services.common.money import Usage
 from services.edge.domain.ports import (
+    AnswerEnd,
     CacheControl,
     Charge,
     Compressed,
     Embedded,
     Found,
     Generated,
+    Lease,
+    LessonKind,
     Question,
     Route,
     StreamFinished,
@@ -52,6 +59,14 @@ from services.edge.domain.ports import (
 )
 
 R = TypeVar("R")
+
+LEARN_TIMEOUT_S = 10.0  # nobody waits for it
+LEASE = Duration(seconds=5)  # how long others wait for an edge that hangs; one that dies is noticed at once
+_LESSON_KINDS = {
+    LessonKind.MISS: cache_pb2.LESSON_KIND_MISS,
+    LessonKind.SHADOW: cache_pb2.LESSON_KIND_SHADOW,
+    LessonKind.STALENESS: cache_pb2.LESSON_KIND_STALENESS,
+}
 
 
 async def _call(method: Any, request: Any, kind: type[R], at_most: float | None = None) -> R:
@@ -124,7 +139,7 @@ class CachePeer:
 
     def __init__(self, channel: grpc.aio.Channel, lookup_timeout: float, store_timeout: float) -> None:
         stub = cache_pb2_grpc.CacheServiceStub(channel)
-        self._lookup, self._store = stub.Lookup, stub.Store
+        self._lookup, self._store, self._learn, self._feedback = stub.Lookup, stub.Store, stub.Learn, stub.Feedback
         self._lookup_timeout, self._store_timeout = lookup_timeout, store_timeout
 
     async def lookup(self, question: Question, vector: Vector | None) -> Found:
@@ -146,6 +161,8 @@ class CachePeer:
                 verifier_cost=response.verifier_cost_nanousd,
                 semantic_unavailable=response.semantic_unavailable,
                 namespace_version=response.namespace_version,
+                exact_key=response.exact_key,
+                lesson=response.lesson,
             )
         entry = response.entry
         semantic = response.outcome == cache_pb2.OUTCOME_SEMANTIC_HIT
@@ -160,7 +177,23 @@ class CachePeer:
             reason=reason,
             verifier_cost=response.verifier_cost_nanousd,
             input_token_delta=response.input_token_delta,
+            namespace_version=response.namespace_version,
+            alias=response.verdict.alias,
+            exact_key=response.exact_key,
+            lesson=response.lesson,
         )
+
+    async def learn(self, question: Question, lesson: bytes, answer: Answer, kind: LessonKind) -> None:
+        request = cache_pb2.LearnRequest(
+            caller=_caller(question), lesson=lesson, answer=answer_to_pb(answer), kind=_LESSON_KINDS[kind]
+        )
+        await _call(self._learn, request, cache_pb2.LearnResponse, LEARN_TIMEOUT_S)
+
+    async def feedback(self, tenant: str, namespace: str, request_id: str, right: bool) -> bool:
+        caller = caller_to_pb(Caller(tenant, namespace, "", "", ""))
+        request = cache_pb2.FeedbackRequest(caller=caller, request_id=request_id, right=right)
+        response = await _call(self._feedback, request, cache_pb2.FeedbackResponse, self._store_timeout)
+        return response.counted
 
     async def store(
         self,
@@ -186,6 +219,87 @@ class CachePeer:
         )
         response = await _call(self._store, request, cache_pb2.StoreResponse, self._store_timeout)
         return response.entry_id if response.stored else ""
+
+
+class LeasePeer:
+    """The cache's leases."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        stub = cache_pb2_grpc.CacheServiceStub(channel)
+        self._acquire, self._publish, self._follow = stub.AcquireLease, stub.PublishLease, stub.FollowLease
+        self._timeout = timeout
+
+    async def acquire(self, question: Question, key: bytes, holder: str, *, keep_only: bool = False) -> Lease:
+        request = cache_pb2.AcquireLeaseRequest(
+            caller=_caller(question), exact_key=key, holder=holder, ttl=LEASE, keep_only=keep_only
+        )
+        response = await _call(self._acquire, request, cache_pb2.AcquireLeaseResponse, self._timeout)
+        return Lease(response.acquired, response.fencing_token, response.followed)
+
+    async def publish(
+        self, question: Question, key: bytes, token: int, batches: AsyncGenerator[tuple[Delta, ...] | AnswerEnd]
+    ) -> None:
+        call = self._publish(metadata=outgoing_metadata(), timeout=remaining(keep=0))
+        request = cache_pb2.PublishLeaseRequest(caller=_caller(question), exact_key=key, fencing_token=token)
+        try:
+            async for batch in batches:
+                if isinstance(batch, AnswerEnd):
+                    request.MergeFrom(_release(batch))
+                else:
+                    request.deltas.extend(delta_to_pb(delta) for delta in batch)
+                await call.write(request)
+                request = cache_pb2.PublishLeaseRequest()  # the others need not name the lease
+            await call.done_writing()
+            await call
+        except grpc.aio.AioRpcError as error:
+            raise _named(error) from None
+        except asyncio.InvalidStateError:  # the call ended before our last word
+            raise await _why(call) from None
+        finally:
+            call.cancel()
+
+    async def follow(self, question: Question, key: bytes) -> AsyncGenerator[Delta | AnswerEnd]:
+        request = cache_pb2.FollowLeaseRequest(caller=_caller(question), exact_key=key)
+        call = self._follow(request, metadata=outgoing_metadata(), timeout=remaining(keep=0))
+        try:
+            async for response in call:
+                kind = response.WhichOneof("event")
+                if kind == "delta":
+                    yield delta_from_pb(response.delta)
+                elif kind == "entry":
+                    entry = response.entry
+                    reason = finish_reason_from_pb(entry.answer.finish_reason)
+                    yield AnswerEnd(reason, usage_from_pb(entry.usage), entry.model, entry.tier, entry.entry_id)
+                    return
+                else:
+                    return
+        except grpc.aio.AioRpcError as error:
+            raise _named(error) from None
+        finally:
+            call.cancel()
+
+
+def _release(end: AnswerEnd) -> cache_pb2.PublishLeaseRequest:
+    return cache_pb2.PublishLeaseRequest(
+        release=True,
+        entry_id=end.entry_id,
+        entry=cache_pb2.Entry(
+            entry_id=end.entry_id,
+            answer=chat_pb2.Answer(finish_reason=finish_reason_to_pb(end.finish_reason)),
+            usage=usage_to_pb(end.usage),
+            model=end.model,
+            tier=end.tier,
+        ),
+    )
+
+
+async def _why(call: Any) -> MeshError:
+    """What ended a call that took no more."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return _named(error)
+    return NotReady("the cache ended the call")
 
 
 class RouterPeer:

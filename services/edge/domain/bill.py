@@ -51,6 +51,12 @@ def answer_bill(
     return Bill(charge.cost + spent_on_the_way, would_be, savings, tuple(items))
 
 
+def shadow_bill(model: str, charge: Charge, overhead: Sequence[CostItem]) -> Bill:
+    """An answer that was made only to check another one saves nothing: all that it cost is overhead."""
+    made = CostItem(charge.component, model, charge.cost + charge.wasted, overhead=True)
+    return failure_bill((*overhead, made), charge.unpriced)
+
+
 def failure_bill(overhead: Sequence[CostItem], unpriced: bool = False) -> Bill:
     """A request without an answer saved nothing and cost what was spent on trying, as far as prices are known."""
     items = tuple(item for item in overhead if item.cost)

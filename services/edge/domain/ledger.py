@@ -41,7 +41,8 @@ class RecordJson(TypedDict):
 class UsageRecord:
     """One request: who, what, tokens, money. `record_id` is the edge's own: a caller may repeat a request id.
 
-    `outcome` is exact_hit, semantic_hit, miss, bypass, coalesced or error; `error` names the reason of the last.
+    `outcome` is exact_hit, semantic_hit, miss, bypass, canary, coalesced, shadow or error. `error` names the reason of an error,
+    or of a shadow that failed. A shadow is the check of another request's answer: it costs, and is no request.
     """
 
     record_id: str
@@ -141,7 +142,7 @@ def increments(record: UsageRecord) -> dict[str, int]:
     """What a record adds to its hour's roll-up: field -> amount. A field is endpoint, model, outcome, tier and a metric."""
     u, b = record.usage, record.bill
     amounts = {
-        "requests": 1,
+        "requests": int(record.outcome != "shadow"),
         "unpriced": int(b.unpriced),
         "actual": b.actual,
         "baseline": b.baseline,

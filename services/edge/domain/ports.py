@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 from services.common.chat import Answer, Chat, Delta, FinishReason
@@ -59,7 +60,9 @@ class Embedded:
 class Found:
     """Result of a lookup. `answer` is None on a miss; `semantic` tells which kind of hit it is.
 
-    `usage` are the stored answer's tokens; `input_token_delta` corrects its prompt for the other wording.
+    `usage` are the stored answer's tokens; `input_token_delta` corrects its prompt for the other wording. `alias`: these very
+    words were served that answer before. `exact_key` is the identity of the request. `lesson`, where not empty, is what the
+    cache wants back with a fresh answer.
     """
 
     answer: Answer | None = None
@@ -74,6 +77,17 @@ class Found:
     input_token_delta: int = 0
     semantic_unavailable: bool = False
     namespace_version: int | None = None
+    alias: bool = False
+    exact_key: bytes = b""
+    lesson: bytes = b""
+
+
+class LessonKind(StrEnum):
+    """Why a fresh answer was made although another was at hand."""
+
+    MISS = "miss"
+    SHADOW = "shadow"
+    STALENESS = "staleness"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +176,58 @@ class Cache(Protocol):
         namespace_version: int | None,
     ) -> str:
         """The new entry's id; empty when it was not to be stored, as when the namespace was purged since `namespace_version`."""
+        ...
+
+    async def learn(self, question: Question, lesson: bytes, answer: Answer, kind: LessonKind) -> None:
+        """Hands in a fresh answer for a lesson of a lookup."""
+        ...
+
+    async def feedback(self, tenant: str, namespace: str, request_id: str, right: bool) -> bool:
+        """Passes a caller's word on; False when the cache did not answer that request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who may generate an answer: the asker where `acquired`, else somebody else. `token` rises with every new holder.
+
+    `followed`: somebody in another process waits for the holder's answer.
+    """
+
+    acquired: bool
+    token: int
+    followed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnd:
+    """How a shared answer ended. `usage` is what it takes without our tricks; `entry_id` is empty when it was not stored."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    model: str
+    tier: str
+    entry_id: str = ""
+
+
+class Leases(Protocol):
+    """The right to generate an answer, over all replicas, and the holder's tokens for the others."""
+
+    async def acquire(self, question: Question, key: bytes, holder: str, *, keep_only: bool = False) -> Lease:
+        """Takes the lease of an exact key, or keeps it. `holder` is one per request; `keep_only` never takes it."""
+        ...
+
+    async def publish(
+        self, question: Question, key: bytes, token: int, batches: AsyncGenerator[tuple[Delta, ...] | AnswerEnd]
+    ) -> None:
+        """Passes batches on as they come, an empty one to keep the lease; after AnswerEnd or the last one gives it up.
+
+        Raises FailedPrecondition once somebody else holds it.
+        """
+        ...
+
+    def follow(self, question: Question, key: bytes) -> AsyncGenerator[Delta | AnswerEnd]:
+        """The holder's pieces from the first on. Ends without an AnswerEnd when the holder is gone."""
         ...
 
 

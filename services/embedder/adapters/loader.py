@@ -15,6 +15,8 @@ from services.embedder.settings import EmbedderSettings
 
 log = structlog.get_logger()
 
+LOOKALIKE = "lookalike-1"
+"""The model that is shipped with the service."""
 INT8_MODELS = frozenset({"all-MiniLM-L6-v2"})
 """Models known to keep their quality in int8; all-mpnet-base-v2 loses it."""
 INT8_MAX_TOKENS = 256
@@ -24,7 +26,11 @@ WARM_UP = ("How do I reset my password?", "a longer text " * 40)
 def load_encoder(model_id: str, settings: EmbedderSettings) -> TextModel:
     """Loads one encoder and runs it once. Raises where weights or packages are missing."""
     model: TextModel
-    if model_id == "use-multilingual-v3":
+    if model_id == LOOKALIKE:
+        from services.embedder.adapters.lookalike import Lookalike
+
+        model = Lookalike(threads=settings.threads)
+    elif model_id == "use-multilingual-v3":
         from services.embedder.adapters.use_multilingual import UseEncoder
 
         model = UseEncoder(threads=settings.threads)
@@ -45,10 +51,16 @@ def load_encoder(model_id: str, settings: EmbedderSettings) -> TextModel:
 
 
 def load_verifier(weights: str, settings: EmbedderSettings) -> PairModel:
-    """Loads the cross-encoder and runs it once."""
-    from services.embedder.adapters.sentence_transformers import TorchVerifier
+    """Loads the shipped verifier or a cross-encoder, and runs it once."""
+    model: PairModel
+    if weights == LOOKALIKE:
+        from services.embedder.adapters.lookalike import Lookalike
 
-    model = TorchVerifier(weights, Path(weights).name, threads=settings.threads)
+        model = Lookalike(threads=settings.threads)
+    else:
+        from services.embedder.adapters.sentence_transformers import TorchVerifier
+
+        model = TorchVerifier(weights, Path(weights).name, threads=settings.threads)
     model.score([(WARM_UP[0], WARM_UP[0])])
     return model
 
@@ -56,6 +68,7 @@ def load_verifier(weights: str, settings: EmbedderSettings) -> PairModel:
 async def load_all(embedder: Embedder, settings: EmbedderSettings, worker: Executor) -> None:
     """Loads every configured model into `embedder`. One that cannot be loaded is named by `embedder.missing`."""
     loop = asyncio.get_running_loop()
+    shared: PairModel | None = None  # an encoder that scores pairs too, and remembers what it has read
     for model_id in settings.models:
         try:
             model = await loop.run_in_executor(worker, load_encoder, model_id, settings)
@@ -71,10 +84,14 @@ async def load_all(embedder: Embedder, settings: EmbedderSettings, worker: Execu
             max_queue=settings.max_queue,
         )
         embedder.loaded(batcher)
+        if model_id == settings.verifier_model and isinstance(model, PairModel):
+            shared = model
         log.info("model_loaded", model=model_id, backend=model.info.backend)
     if settings.verifier_model:
         try:
-            verifier = await loop.run_in_executor(worker, load_verifier, settings.verifier_model, settings)
+            verifier = shared
+            if verifier is None:
+                verifier = await loop.run_in_executor(worker, load_verifier, settings.verifier_model, settings)
         except Exception as error:
             log.error("verifier_not_loaded", error=str(error))
             embedder.failed("verifier", str(error))

@@ -1,5 +1,7 @@
 """What must never share an answer, and what should."""
 
+from pathlib import Path
+
 import pytest
 
 from services.cache.domain import guards
@@ -137,7 +139,85 @@ def test_languages_may_be_crossed_where_the_policy_says_so():
         ("two years", "months", 24),
         ("at 5:30pm", "clock", 17.5 * 60),
         ("the 15th", "", 15),
+        ("noventa y uno", "", 91),
+        ("is ninety-one prime", "", 91),
+        ("treinta y cinco mil euros", "eur", 35_000),
+        ("two hundred and fifty dollars", "usd", 250),
+        ("ciento veinte", "", 120),
+        ("dos mil quinientos", "", 2_500),
+        ("dos mil veinticinco", "", 2_025),
+        ("un millón doscientos mil", "", 1_200_000),
+        ("3 million", "", 3_000_000),
+        ("half a dozen eggs", "", 6),
+        ("one and a half hours", "seconds", 5_400),
+        ("an hour and a half", "seconds", 5_400),
+        ("hora y media", "seconds", 5_400),
+        ("dos horas y media", "seconds", 9_000),
+        ("1½ hours", "seconds", 5_400),
+        ("tres cuartos de hora", "seconds", 2_700),
+        ("pagar once euros", "eur", 11),
+        ("0,05", "", 0.05),
+        ("0.005", "", 0.005),
+        ("is it .05", "", 0.05),
+        ("10 000 euros", "eur", 10_000),
+        ("500 mg", "grams", 0.5),
     ],
 )
 def test_quantities_are_read_in_base_units(text, unit, value):
     assert guards.read(text).quantities == (guards.Quantity(unit, value),)
+
+
+@pytest.mark.parametrize(
+    ("text", "quantities"),
+    [
+        ("between two hundred and three hundred dollars", [("", 200), ("usd", 300)]),
+        ("cinco días y media hora", [("seconds", 1_800), ("seconds", 432_000)]),
+        ("twenty twenty-four", [("", 20), ("", 24)]),
+        ("two and three", [("", 2), ("", 3)]),
+        ("can I pay at once", []),
+        ("medio de pago", []),
+        ("solve 2h + 3 = 7", [("", 3), ("", 7)]),
+        ("f(x) = 3h", []),
+        ("$x + 4 = 7$", [("", 4), ("", 7)]),
+        ("costs $5 + $3 shipping", [("usd", 3), ("usd", 5)]),
+        ("48h + 24h", [("seconds", 86_400), ("seconds", 172_800)]),
+    ],
+)
+def test_neighbouring_numbers_and_formulas_are_kept_apart(text, quantities):
+    assert guards.read(text).quantities == tuple(guards.Quantity(unit, value) for unit, value in quantities)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("tickly cough no phlegm keeps me awake, what helps", "en"),
+        ("no period despite negative test reasons", "en"),
+        ("childcare spot application steps", "en"),
+        ("What does 'por favor' mean?", "en"),
+        ("Convierte cien centígrados a la escala estadounidense", "es"),
+        ("reclamar cargo duplicado tarjeta", "es"),
+        ("git push rechazado, cómo lo arreglo", "es"),
+        ('¿Cómo se dice "hello" en inglés?', "es"),
+        ("pague con paypal", "es"),
+        ("100c a f", ""),
+        ("since vs for", ""),
+        ("no", ""),
+        ("1234", ""),
+        ("https", ""),
+    ],
+)
+def test_the_language_is_told_from_words_and_letters_or_left_open(text, language):
+    assert guards.read(text).language == language
+
+
+TRAINING = Path(__file__).parents[3] / "training" / "families"
+
+
+def test_the_language_of_short_questions_is_hardly_ever_wrong_and_seldom_open():
+    lines = [line for file in TRAINING.glob("*.txt") for line in file.read_text().splitlines() if line.strip()]
+    asked = [line for line in lines if line[0] not in "#="][::7]
+    found = [
+        (guards.read_once(line.removeprefix("> ")).language, "es" if line.startswith("> ") else "en") for line in asked
+    ]
+    assert sum(language not in ("", expected) for language, expected in found) <= 0.002 * len(asked)
+    assert sum(not language for language, _ in found) <= 0.03 * len(asked)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import unicodedata
 from dataclasses import replace
 
@@ -254,3 +255,108 @@ def test_picture_beside_the_question_is_in_the_scope():
         return Identity("t", "n", "", "auto", chat).keys(0).scope
 
     assert scope("https://a") != scope("https://b")
+
+
+MANY = 10_000
+
+
+def random_chat(source: random.Random, text: str) -> Chat:
+    """A chat of which every field may be set."""
+
+    def word() -> str:
+        return source.choice(["", "a", "b", "é", "ñandú", "the answer", "日本"])
+
+    def json_text() -> str:
+        value = {word() or "k": source.choice([1, 1.5, True, None, "é", [1, {"b": 2, "a": "ñ"}]]) for _ in range(3)}
+        return json.dumps(value)
+
+    def earlier() -> Message:
+        calls = (ToolCall(word(), word(), json_text()),) if source.random() < 0.3 else ()
+        return Message(source.choice(list(Role)), (TextPart(word()),), word(), calls, word(), word())
+
+    return Chat(
+        (*(earlier() for _ in range(source.randrange(3))), Message(Role.USER, (TextPart(text),))),
+        tuple(Tool(name, word(), json_text(), source.random() < 0.5) for name in source.sample("pqr", 2)),
+        ToolChoice(source.choice(["", "auto", "named"]), word()),
+        ResponseFormat(source.choice(["text", "json_schema"]), word(), json_text()),
+        Sampling(source.choice([None, 0.0, 0.7]), None, source.choice([None, 5]), (word(),), source.choice([None, 1])),
+    )
+
+
+def changes(source: random.Random, request: dict[str, object], chat: Chat) -> dict[str, dict[str, object]]:
+    """The same request with one field of its identity changed, by the field's name."""
+    first = chat.messages[0]
+    tool = chat.tools[0]
+    system = Message(Role.SYSTEM, (TextPart("You help."),))
+
+    def with_chat(**fields: object) -> dict[str, object]:
+        return {**request, "chat": replace(chat, **fields)}
+
+    return {
+        "tenant": {**request, "tenant": f"{request['tenant']}x"},
+        "namespace": {**request, "namespace": f"{request['namespace']}x"},
+        "requested_model": {**request, "requested_model": f"{request['requested_model']}x"},
+        "history": with_chat(messages=(system, *chat.messages)),
+        "name": with_chat(messages=(replace(first, name=f"{first.name}x"), *chat.messages[1:])),
+        "reasoning": with_chat(messages=(replace(first, reasoning=f"{first.reasoning}x"), *chat.messages[1:])),
+        "tools": with_chat(tools=(replace(tool, description=f"{tool.description}x"), *chat.tools[1:])),
+        "strict": with_chat(tools=(replace(tool, strict=not tool.strict), *chat.tools[1:])),
+        "tool_choice": with_chat(tool_choice=replace(chat.tool_choice, name=f"{chat.tool_choice.name}x")),
+        "schema": with_chat(response_format=replace(chat.response_format, json_schema='{"other": 1}')),
+        "temperature": with_chat(sampling=replace(chat.sampling, temperature=source.uniform(1, 2))),
+        "stop": with_chat(sampling=replace(chat.sampling, stop=(*chat.sampling.stop, "x"))),
+        "seed": with_chat(sampling=replace(chat.sampling, seed=source.randrange(10, 10**9))),
+    }
+
+
+def random_request(source: random.Random) -> tuple[dict[str, object], Chat]:
+    chat = random_chat(source, f"question {source.randrange(100)}")
+    names = {field: source.choice(["", "a", "b", "ab"]) for field in ("tenant", "namespace", "user", "requested_model")}
+    return {**names, "chat": chat}, chat
+
+
+def test_ten_thousand_pairs_that_differ_in_one_field_share_neither_key_nor_scope():
+    source = random.Random(11)
+    for _ in range(MANY):
+        request, chat = random_request(source)
+        field, changed = source.choice(list(changes(source, request, chat).items()))
+        one, other = keys(request), keys(changed)
+        assert one.exact != other.exact, field
+        assert one.scope != other.scope, field
+        mine = {key for key in (one.exact, one.scope, one.user_exact, one.user_scope) if key}
+        theirs = {key for key in (other.exact, other.scope, other.user_exact, other.user_scope) if key}
+        assert not mine & theirs, field
+
+
+def test_ten_thousand_pairs_that_differ_in_what_must_not_matter_share_all_keys():
+    source = random.Random(12)
+
+    def schema(text: str) -> str:
+        pairs = list(json.loads(text).items())
+        source.shuffle(pairs)
+        return json.dumps(dict(pairs), indent=source.choice([None, 1, 4]), ensure_ascii=source.random() < 0.5)
+
+    def words(text: str) -> str:
+        return unicodedata.normalize(source.choice(["NFC", "NFD"]), text)
+
+    for _ in range(MANY):
+        request, chat = random_request(source)
+        again = replace(
+            chat,
+            messages=tuple(
+                replace(
+                    message,
+                    parts=tuple(TextPart(words(part.text)) for part in message.parts if isinstance(part, TextPart)),
+                    name=words(message.name),
+                    tool_calls=tuple(replace(c, arguments_json=schema(c.arguments_json)) for c in message.tool_calls),
+                )
+                for message in chat.messages
+            ),
+            tools=tuple(
+                replace(tool, parameters_json_schema=schema(tool.parameters_json_schema))
+                for tool in source.sample(chat.tools, len(chat.tools))
+            ),
+            response_format=replace(chat.response_format, json_schema=schema(chat.response_format.json_schema)),
+        )
+        version = source.randrange(3)
+        assert keys(request, version) == keys({**request, "chat": again}, version)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 
 from services.cache.adapters.qdrant import QdrantVectors
-from services.cache.domain.lookup import Vector, VectorsUnavailable
+from services.cache.domain.ports import Vector, VectorsUnavailable
 
 
 class ScriptedQdrant:
@@ -47,10 +47,10 @@ async def test_a_collection_that_was_cut_off_before_its_indexes_gets_them(tmp_pa
     vectors = QdrantVectors(qdrant, "test", prefix="p-", timeout=1.0)
     qdrant.fail_at = "scope"
     with pytest.raises(VectorsUnavailable):
-        await vectors.put("0" * 64, VECTOR, "acme", b"s", None)
+        await vectors.put("0" * 64, VECTOR, "acme", [b"s"], language="en", expires_at=None)
     assert qdrant.points == []
-    await vectors.put("0" * 64, VECTOR, "acme", b"s", None)
-    assert qdrant.indexes == {"p-model-2": {"tenant", "scope", "expires_at"}}
+    await vectors.put("0" * 64, VECTOR, "acme", [b"s"], language="en", expires_at=None)
+    assert qdrant.indexes == {"p-model-2": {"tenant", "scope", "language", "expires_at"}}
     assert qdrant.points == ["p-model-2"]
 
 

@@ -7,7 +7,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from services.cache.adapters import redis as adapter
 from services.cache.adapters.redis import RedisBodies
-from services.cache.domain.lookup import StoreUnavailable
+from services.cache.domain.ports import Note, StoreUnavailable
+
+NOTE = Note("e" * 64, "default", b"{}")
 
 
 class ScriptedRedis:
@@ -16,7 +18,7 @@ class ScriptedRedis:
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.reads: list[list[str]] = []
-        self.values: dict[str, str] = {}
+        self.values: dict[str, bytes] = {}
         self.failure: Exception | None = None
 
     async def mget(self, keys: list[str]) -> list[bytes | None]:
@@ -26,7 +28,7 @@ class ScriptedRedis:
 
     async def get(self, key: str) -> bytes | None:
         await self._pass()
-        return self.values[key].encode() if key in self.values else None
+        return self.values.get(key)
 
     def pipeline(self, transaction: bool) -> "ScriptedPipeline":
         return ScriptedPipeline(self)
@@ -42,7 +44,7 @@ class ScriptedPipeline:
 
     def __init__(self, redis: ScriptedRedis) -> None:
         self.redis = redis
-        self.sets: dict[str, str] = {}
+        self.sets: dict[str, bytes] = {}
 
     async def __aenter__(self) -> "ScriptedPipeline":
         return self
@@ -50,7 +52,7 @@ class ScriptedPipeline:
     async def __aexit__(self, *exc_info: object) -> None:
         pass
 
-    def set(self, key: str, value: str, ex: int) -> None:
+    def set(self, key: str, value: bytes, ex: int) -> None:
         self.sets[key] = value
 
     async def execute(self) -> list[bool]:
@@ -137,13 +139,13 @@ async def test_a_failed_trip_reaches_all_who_share_it_and_the_next_call_tries_ag
 
 
 async def test_a_request_is_found_while_its_note_is_being_written(redis, bodies):
-    bodies.note_answer("acme", "r1", "entry")
+    bodies.note_answer("acme", "r1", NOTE)
     writing = asyncio.create_task(bodies.flush_notes())
     await steps()
     asked = asyncio.create_task(bodies.answered("acme", "r1"))
     await steps()
     redis.gate.set()
-    assert await asked == "entry"
+    assert await asked == NOTE
     await writing
 
 
@@ -152,12 +154,12 @@ async def test_notes_that_could_not_be_written_are_kept_up_to_a_limit(redis, bod
     redis.failure = RedisConnectionError("down")
     redis.gate.set()
     for index in range(3):
-        bodies.note_answer("acme", f"r{index}", "entry")
+        bodies.note_answer("acme", f"r{index}", NOTE)
     redis.gate.clear()
     writing = asyncio.create_task(bodies.flush_notes())
     await steps()
     for index in range(3, 6):
-        bodies.note_answer("acme", f"r{index}", "entry")
+        bodies.note_answer("acme", f"r{index}", NOTE)
     redis.gate.set()
     with pytest.raises(StoreUnavailable):
         await writing
@@ -167,13 +169,13 @@ async def test_notes_that_could_not_be_written_are_kept_up_to_a_limit(redis, bod
 
 
 async def test_a_write_of_notes_that_is_cancelled_loses_none(redis, bodies):
-    bodies.note_answer("acme", "r1", "entry")
+    bodies.note_answer("acme", "r1", NOTE)
     writing = asyncio.create_task(bodies.flush_notes())
     await steps()
     writing.cancel()
     await asyncio.wait([writing])
     redis.gate.set()
-    assert await bodies.answered("acme", "r1") == "entry"
+    assert await bodies.answered("acme", "r1") == NOTE
 
 
 @pytest.mark.parametrize(

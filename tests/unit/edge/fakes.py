@@ -1,25 +1,31 @@
 """The walk's surroundings, in memory: each can be told to fail, and remembers what it was asked."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 
 from services.common.chat import Answer, Chat, Delta, FinishReason, Message, Role, Sampling, TextDelta, TextPart
-from services.common.errors import MeshError, NotReady
+from services.common.errors import FailedPrecondition, MeshError, NotReady
 from services.common.money import Rates, Usage, price
 from services.edge.domain.ledger import UsageRecord
 from services.edge.domain.ports import (
+    AnswerEnd,
     Charge,
     Compressed,
     Embedded,
     Found,
     Generated,
+    Lease,
+    LessonKind,
     Question,
     Route,
     StreamFinished,
     StreamStarted,
     Vector,
 )
-from services.edge.domain.walk import NamespaceRules, Rules, Walk
+from services.edge.domain.steps import Steps
+from services.edge.domain.trip import NamespaceRules, Rules
+from services.edge.domain.walk import Walk
 
 BASELINE = Rates(2_500_000_000, 10_000_000_000)
 CHEAP = Rates(150_000_000, 600_000_000)
@@ -62,6 +68,12 @@ def namespace_rules(**fields) -> NamespaceRules:
         "exact": True,
         "semantic": True,
         "max_temperature": 1.0,
+        "per_user": False,
+        "store_tool_calls": False,
+        "learn": True,
+        "shadow_share": 0.0,
+        "stale_share": 0.0,
+        "canary_share": 0.0,
         "compress": False,
         "compression_rate": 0.5,
         "min_block_tokens": 10,
@@ -101,6 +113,9 @@ class FakeCache(FakePort):
         self.exact: Found = Found()
         self.semantic: Found = Found(reason="no_candidate", verifier_cost=VERIFIER_COST)
         self.store_error: MeshError | None = None
+        self.learn_error: MeshError | None = None
+        self.learned: list[tuple[bytes, str, str]] = []
+        self.words: list[tuple[str, str, str, bool]] = []
         self.version: int | None = None
         self.stored: list[tuple[Question, Vector | None, Answer, Usage, str, str]] = []
 
@@ -124,6 +139,90 @@ class FakeCache(FakePort):
         self.stored.append((question, vector, answer, usage, model, tier))
         return "new-entry"
 
+    async def learn(self, question: Question, lesson: bytes, answer: Answer, kind: LessonKind) -> None:
+        if self.learn_error:
+            raise self.learn_error
+        self.learned.append((lesson, answer.message.text, kind.value))
+
+    async def feedback(self, tenant: str, namespace: str, request_id: str, right: bool) -> bool:
+        self.called()
+        self.words.append((tenant, namespace, request_id, right))
+        return request_id != "unknown"
+
+
+class FakeLeases(FakePort):
+    """Leases of all replicas, in memory. A holder whose publishing ends without a last word has failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = 0
+        self.held: dict[bytes, tuple[str, int]] = {}
+        self.done: dict[bytes, int] = {}
+        self.published: dict[int, list[tuple[Delta, ...] | AnswerEnd | None]] = {}
+        self.followers = 0
+        self._news = asyncio.Event()
+
+    def _say(self, token: int, batch: tuple[Delta, ...] | AnswerEnd | None) -> None:
+        self.published[token].append(batch)
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def expire(self, key: bytes) -> None:
+        """As if the holder had not been heard of for too long."""
+        _, token = self.held.pop(key)
+        self._say(token, None)
+
+    async def acquire(self, question: Question, key: bytes, holder: str, *, keep_only: bool = False) -> Lease:
+        self.called()
+        current, token = self.held.get(key, ("", 0))
+        if current == holder:
+            return Lease(True, token, bool(self.followers))
+        if current or keep_only or key in self.done:
+            return Lease(False, token)
+        self.token += 1
+        self.held[key] = (holder, self.token)
+        self.published[self.token] = []
+        return Lease(True, self.token)
+
+    async def publish(
+        self, question: Question, key: bytes, token: int, batches: AsyncGenerator[tuple[Delta, ...] | AnswerEnd]
+    ) -> None:
+        said: AnswerEnd | None = None
+        async for batch in batches:
+            if self.held.get(key, ("", 0))[1] != token:
+                raise FailedPrecondition("the lease is lost")
+            self._say(token, batch)
+            said = batch if isinstance(batch, AnswerEnd) else None
+        if self.held.get(key, ("", 0))[1] == token:
+            del self.held[key]
+            if said is None:
+                self._say(token, None)
+            elif said.entry_id:
+                self.done[key] = token
+
+    async def follow(self, question: Question, key: bytes) -> AsyncGenerator[Delta | AnswerEnd]:
+        self.called()
+        token = self.held[key][1] if key in self.held else self.done.get(key)
+        if token is None:
+            return
+        position = 0
+        self.followers += 1
+        try:
+            while True:
+                while position == len(self.published[token]):
+                    await self._news.wait()
+                batch = self.published[token][position]
+                position += 1
+                if batch is None:
+                    return
+                if isinstance(batch, AnswerEnd):
+                    yield batch
+                    return
+                for delta in batch:
+                    yield delta
+        finally:
+            self.followers -= 1
+
 
 class FakeRouter(FakePort):
     vector: Vector | None = None
@@ -146,7 +245,10 @@ class FakeCompressor(FakePort):
 
 
 class FakeProvider(FakePort):
-    """Answers "Yes." in two pieces; `cut_after` ends a stream with `error` after so many; `hang` stops there for ever."""
+    """Answers "Yes." in two pieces; `cut_after` ends a stream with `error` after so many; with `hangs` it waits for `hang`.
+
+    `script` says for the next calls which pieces come, and which error after them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,6 +260,7 @@ class FakeProvider(FakePort):
         self.closed = False
         self.chats: list[Chat] = []
         self.candidates: Sequence[str] = ()
+        self.script: list[tuple[tuple[str, ...], MeshError | None]] = []
 
     async def generate(self, question: Question, chat: Chat, candidates: Sequence[str]) -> Generated:
         self.chats.append(chat)
@@ -165,7 +268,13 @@ class FakeProvider(FakePort):
         self.called()
         if self.hangs:
             await self.hang.wait()
-        return Generated(self.answer, USAGE, self.charge, candidates[0], "vendor")
+        answer = self.answer
+        if self.script:
+            pieces, error = self.script.pop(0)
+            if error is not None:
+                raise error
+            answer = text_answer("".join(pieces))
+        return Generated(answer, USAGE, self.charge, candidates[0], "vendor")
 
     async def stream(
         self, question: Question, chat: Chat, candidates: Sequence[str]
@@ -177,7 +286,8 @@ class FakeProvider(FakePort):
             if self.error is not None and self.cut_after is None:
                 raise self.error
             yield StreamStarted(candidates[0], "vendor")
-            for number, piece in enumerate(("Ye", "s.")):
+            pieces, cut = self.script.pop(0) if self.script else (("Ye", "s."), None)
+            for number, piece in enumerate(pieces):
                 if self.cut_after == number:
                     if self.error is not None:
                         raise self.error
@@ -185,6 +295,8 @@ class FakeProvider(FakePort):
                 yield TextDelta(piece)
                 if self.hangs:
                     await self.hang.wait()
+            if cut is not None:
+                raise cut
             yield StreamFinished(self.answer.finish_reason, USAGE, self.charge)
         finally:
             self.closed = True
@@ -222,16 +334,20 @@ class FakeSpool:
 class World:
     """A walk and all that surrounds it."""
 
-    def __init__(self, **rules) -> None:
+    def __init__(self, *, leases: "FakeLeases | None" = None, cache: FakeCache | None = None, **rules) -> None:
         self.embedder = FakeEmbedder()
-        self.cache = FakeCache()
+        self.cache = FakeCache() if cache is None else cache
         self.router = FakeRouter()
         self.compressor = FakeCompressor()
         self.provider = FakeProvider()
         self.budgets = FakeBudgets()
         self.spool = FakeSpool()
         self.degraded: list[tuple[str, str]] = []
-        self.walk = Walk(
+        self.leases = FakeLeases() if leases is None else leases
+        self.chance = 0.5
+        self.checks: list[str] = []
+        note = lambda service, error: self.degraded.append((service, error.reason))  # noqa: E731
+        steps = Steps(
             Rules({"default": namespace_rules(**rules)}, TIERS, lambda: BASELINE, BOOK.get),
             self.embedder,
             self.cache,
@@ -241,8 +357,16 @@ class World:
             self.budgets,
             self.spool,
             Clock(),
-            lambda service, error: self.degraded.append((service, error.reason)),
+            note,
+            lambda: self.chance,
+            self._check_scope,
         )
+        self.walk = Walk(steps, self.leases, note)
+
+    @contextmanager
+    def _check_scope(self, question: Question, kind: LessonKind) -> Iterator[None]:
+        self.checks.append(kind.value)
+        yield
 
     @property
     def record(self) -> UsageRecord:

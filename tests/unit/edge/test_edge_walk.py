@@ -19,7 +19,8 @@ from services.common.errors import (
 from services.common.money import Rates, Usage, price
 from services.common.tokens import estimate_chat_tokens, estimate_tokens
 from services.edge.domain.ports import CacheControl, Charge, Embedded, Found, Question, Route, Vector
-from services.edge.domain.walk import Began, Completed, Ended, Walk
+from services.edge.domain.trip import Began, Completed, Ended
+from services.edge.domain.walk import Walk
 from tests.unit.edge.fakes import (
     BASELINE,
     CHEAP,

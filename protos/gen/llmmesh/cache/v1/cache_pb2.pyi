@@ -89,6 +89,62 @@ OUTCOME_SEMANTIC_HIT: Outcome.ValueType  # 3
 """The same question in other words was answered before."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
+class _LessonKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LessonKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LessonKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LESSON_KIND_UNSPECIFIED: _LessonKind.ValueType  # 0
+    """Refused."""
+    LESSON_KIND_MISS: _LessonKind.ValueType  # 1
+    """A miss: a candidate was there and was not served."""
+    LESSON_KIND_SHADOW: _LessonKind.ValueType  # 2
+    """A check: a semantic hit was served, and the answer was generated again to see whether it was right."""
+    LESSON_KIND_STALENESS: _LessonKind.ValueType  # 3
+    """A check: an exact hit was served, and the answer was generated again to see whether it still holds."""
+
+class LessonKind(_LessonKind, metaclass=_LessonKindEnumTypeWrapper):
+    """Why a fresh answer was made although another was at hand."""
+
+LESSON_KIND_UNSPECIFIED: LessonKind.ValueType  # 0
+"""Refused."""
+LESSON_KIND_MISS: LessonKind.ValueType  # 1
+"""A miss: a candidate was there and was not served."""
+LESSON_KIND_SHADOW: LessonKind.ValueType  # 2
+"""A check: a semantic hit was served, and the answer was generated again to see whether it was right."""
+LESSON_KIND_STALENESS: LessonKind.ValueType  # 3
+"""A check: an exact hit was served, and the answer was generated again to see whether it still holds."""
+Global___LessonKind: _TypeAlias = LessonKind  # noqa: Y015
+
+class _Comparison:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ComparisonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Comparison.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPARISON_UNSPECIFIED: _Comparison.ValueType  # 0
+    """They were not compared: the stored one is gone, or the lesson is not ours."""
+    COMPARISON_SAME: _Comparison.ValueType  # 1
+    """They say the same."""
+    COMPARISON_DIFFERENT: _Comparison.ValueType  # 2
+    """They say different things."""
+    COMPARISON_DOUBT: _Comparison.ValueType  # 3
+    """It cannot be told; counted, and learned nothing from."""
+
+class Comparison(_Comparison, metaclass=_ComparisonEnumTypeWrapper):
+    """How the two answers compare."""
+
+COMPARISON_UNSPECIFIED: Comparison.ValueType  # 0
+"""They were not compared: the stored one is gone, or the lesson is not ours."""
+COMPARISON_SAME: Comparison.ValueType  # 1
+"""They say the same."""
+COMPARISON_DIFFERENT: Comparison.ValueType  # 2
+"""They say different things."""
+COMPARISON_DOUBT: Comparison.ValueType  # 3
+"""It cannot be told; counted, and learned nothing from."""
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
 @_typing.final
 class Controls(_message.Message):
     """What a caller may tighten. It can never loosen the namespace's policy."""
@@ -185,6 +241,8 @@ class Candidate(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     QUESTION_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    VERIFIER_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     """Its entry."""
     similarity: _builtins.float
@@ -197,6 +255,12 @@ class Candidate(_message.Message):
     """The stored question; only in Explain."""
     detail: _builtins.str
     """What the reason rests on, such as the two numbers; only in Explain."""
+    verifier: _builtins.float
+    """What the verifier made of the pair, 0 to 1, before calibration. Unset where it was not asked."""
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What differs between the two questions, such as "numbers" or "negation"; only in Explain."""
+
     def __init__(
         self,
         *,
@@ -206,14 +270,21 @@ class Candidate(_message.Message):
         reason: _builtins.str = ...,
         question: _builtins.str = ...,
         detail: _builtins.str = ...,
+        verifier: _builtins.float | None = ...,
+        signals: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "probability", b"probability"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "_verifier", b"_verifier", "probability", b"probability", "verifier", b"verifier"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "detail", b"detail", "entry_id", b"entry_id", "probability", b"probability", "question", b"question", "reason", b"reason", "similarity", b"similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "_verifier", b"_verifier", "detail", b"detail", "entry_id", b"entry_id", "probability", b"probability", "question", b"question", "reason", b"reason", "signals", b"signals", "similarity", b"similarity", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__probability: _TypeAlias = _typing.Literal["probability"]  # noqa: Y015
     _WhichOneofArgType__probability: _TypeAlias = _typing.Literal["_probability", b"_probability"]  # noqa: Y015
+    _WhichOneofReturnType__verifier: _TypeAlias = _typing.Literal["verifier"]  # noqa: Y015
+    _WhichOneofArgType__verifier: _TypeAlias = _typing.Literal["_verifier", b"_verifier"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__probability) -> _WhichOneofReturnType__probability | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__verifier) -> _WhichOneofReturnType__verifier | None: ...
 
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
@@ -226,10 +297,13 @@ class Verdict(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """"served" or the reason of the best candidate's refusal; "no_candidate" without any."""
     threshold: _builtins.float
-    """The similarity that was required."""
+    """What was required: a probability where a verifier judges, a similarity where the namespace goes by similarity alone."""
+    alias: _builtins.bool
+    """The answer was served for these very words before: an alias, which costs no model."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """Best first, at most 10."""
@@ -240,10 +314,11 @@ class Verdict(_message.Message):
         reason: _builtins.str = ...,
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         threshold: _builtins.float = ...,
+        alias: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "reason", b"reason", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "candidates", b"candidates", "reason", b"reason", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,6 +397,7 @@ class LookupResponse(_message.Message):
     SEMANTIC_UNAVAILABLE_FIELD_NUMBER: _builtins.int
     INPUT_TOKEN_DELTA_FIELD_NUMBER: _builtins.int
     NAMESPACE_VERSION_FIELD_NUMBER: _builtins.int
+    LESSON_FIELD_NUMBER: _builtins.int
     outcome: Global___Outcome.ValueType
     """How it ended."""
     exact_key: _builtins.bytes
@@ -336,6 +412,8 @@ class LookupResponse(_message.Message):
     """Estimated tokens of the last user message less those of the stored one; 0 on an exact hit."""
     namespace_version: _builtins.int
     """The namespace's version at the lookup, for StoreRequest.namespace_version."""
+    lesson: _builtins.bytes
+    """Opaque; for LearnRequest once a fresh answer to this question is there. Empty when there is nothing to learn from."""
     @_builtins.property
     def entry(self) -> Global___Entry:
         """The answer, on a hit."""
@@ -356,10 +434,11 @@ class LookupResponse(_message.Message):
         semantic_unavailable: _builtins.bool = ...,
         input_token_delta: _builtins.int = ...,
         namespace_version: _builtins.int = ...,
+        lesson: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "exact_key", b"exact_key", "input_token_delta", b"input_token_delta", "namespace_version", b"namespace_version", "outcome", b"outcome", "scope_key", b"scope_key", "semantic_unavailable", b"semantic_unavailable", "verdict", b"verdict", "verifier_cost_nanousd", b"verifier_cost_nanousd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "exact_key", b"exact_key", "input_token_delta", b"input_token_delta", "lesson", b"lesson", "namespace_version", b"namespace_version", "outcome", b"outcome", "scope_key", b"scope_key", "semantic_unavailable", b"semantic_unavailable", "verdict", b"verdict", "verifier_cost_nanousd", b"verifier_cost_nanousd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -618,6 +697,66 @@ class ExplainResponse(_message.Message):
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
 
 @_typing.final
+class LearnRequest(_message.Message):
+    """A fresh answer to a question that had a stored one at hand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: _builtins.int
+    LESSON_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    lesson: _builtins.bytes
+    """From LookupResponse."""
+    kind: Global___LessonKind.ValueType
+    """Why it was made."""
+    @_builtins.property
+    def caller(self) -> _caller_pb2.Caller:
+        """On whose behalf; as in the lookup."""
+
+    @_builtins.property
+    def answer(self) -> _chat_pb2.Answer:
+        """The fresh answer."""
+
+    def __init__(
+        self,
+        *,
+        caller: _caller_pb2.Caller | None = ...,
+        lesson: _builtins.bytes = ...,
+        answer: _chat_pb2.Answer | None = ...,
+        kind: Global___LessonKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "caller", b"caller"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "caller", b"caller", "kind", b"kind", "lesson", b"lesson"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnRequest: _TypeAlias = LearnRequest  # noqa: Y015
+
+@_typing.final
+class LearnResponse(_message.Message):
+    """What was learned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARISON_FIELD_NUMBER: _builtins.int
+    comparison: Global___Comparison.ValueType
+    """How the answers compare."""
+    def __init__(
+        self,
+        *,
+        comparison: Global___Comparison.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnResponse: _TypeAlias = LearnResponse  # noqa: Y015
+
+@_typing.final
 class FeedbackRequest(_message.Message):
     """A caller's word on an answer."""
 
@@ -653,16 +792,21 @@ Global___FeedbackRequest: _TypeAlias = FeedbackRequest  # noqa: Y015
 
 @_typing.final
 class FeedbackResponse(_message.Message):
-    """Nothing to say."""
+    """Whether it counted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    COUNTED_FIELD_NUMBER: _builtins.int
+    counted: _builtins.bool
+    """The request is known and was answered by the cache. False for any other: there is nothing to judge."""
     def __init__(
         self,
+        *,
+        counted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counted", b"counted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -694,7 +838,7 @@ Global___MeasureRequest: _TypeAlias = MeasureRequest  # noqa: Y015
 
 @_typing.final
 class MeasureResponse(_message.Message):
-    """The namespace's record."""
+    """The namespace's record since its counters began."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -706,22 +850,57 @@ class MeasureResponse(_message.Message):
     WRONG_RATE_LOW_FIELD_NUMBER: _builtins.int
     WRONG_RATE_HIGH_FIELD_NUMBER: _builtins.int
     ERROR_BUDGET_FIELD_NUMBER: _builtins.int
+    ALIAS_HITS_FIELD_NUMBER: _builtins.int
+    NEAR_MISSES_FIELD_NUMBER: _builtins.int
+    DOUBTFUL_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    STALE_CHECKED_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    FEEDBACK_RIGHT_FIELD_NUMBER: _builtins.int
+    FEEDBACK_WRONG_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
     lookups: _builtins.int
     """Lookups."""
     exact_hits: _builtins.int
     """Exact hits."""
     semantic_hits: _builtins.int
-    """Semantic hits."""
+    """Semantic hits, aliases included."""
     checked: _builtins.int
-    """Hits that were checked."""
+    """Semantic hits that were checked, by a shadow answer or a caller's "wrong"."""
     wrong: _builtins.int
     """Of those, wrong ones."""
     wrong_rate_low: _builtins.float
-    """Lower end of the wrong-hit rate's 95% interval, 0 to 1."""
+    """Lower end of the 95% interval (Wilson) of wrong hits as a share of lookups, 0 to 1."""
     wrong_rate_high: _builtins.float
     """Upper end."""
     error_budget: _builtins.float
-    """The error budget."""
+    """The error budget: wrong hits as a share of lookups, 0 to 1."""
+    alias_hits: _builtins.int
+    """Semantic hits out of an alias."""
+    near_misses: _builtins.int
+    """Misses whose best candidate came within reach: half the required probability or more."""
+    doubtful: _builtins.int
+    """Comparisons that could not tell."""
+    learned: _builtins.int
+    """Misses from which a label was learned."""
+    stale_checked: _builtins.int
+    """Exact hits that were checked for staleness."""
+    stale: _builtins.int
+    """Of those, stale ones."""
+    feedback_right: _builtins.int
+    """Callers' words: right."""
+    feedback_wrong: _builtins.int
+    """Callers' words: wrong."""
+    state: _builtins.str
+    """How freely the namespace serves: "cautious" while little is known, "open" when its record bears the budget out, "tight"
+    when it has overspent.
+    """
+    threshold: _builtins.float
+    """The probability that is required now."""
+    judged: _builtins.int
+    """Uncertain pairs put to the judge."""
     def __init__(
         self,
         *,
@@ -733,10 +912,21 @@ class MeasureResponse(_message.Message):
         wrong_rate_low: _builtins.float = ...,
         wrong_rate_high: _builtins.float = ...,
         error_budget: _builtins.float = ...,
+        alias_hits: _builtins.int = ...,
+        near_misses: _builtins.int = ...,
+        doubtful: _builtins.int = ...,
+        learned: _builtins.int = ...,
+        stale_checked: _builtins.int = ...,
+        stale: _builtins.int = ...,
+        feedback_right: _builtins.int = ...,
+        feedback_wrong: _builtins.int = ...,
+        state: _builtins.str = ...,
+        threshold: _builtins.float = ...,
+        judged: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "error_budget", b"error_budget", "exact_hits", b"exact_hits", "lookups", b"lookups", "semantic_hits", b"semantic_hits", "wrong", b"wrong", "wrong_rate_high", b"wrong_rate_high", "wrong_rate_low", b"wrong_rate_low"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias_hits", b"alias_hits", "checked", b"checked", "doubtful", b"doubtful", "error_budget", b"error_budget", "exact_hits", b"exact_hits", "feedback_right", b"feedback_right", "feedback_wrong", b"feedback_wrong", "judged", b"judged", "learned", b"learned", "lookups", b"lookups", "near_misses", b"near_misses", "semantic_hits", b"semantic_hits", "stale", b"stale", "stale_checked", b"stale_checked", "state", b"state", "threshold", b"threshold", "wrong", b"wrong", "wrong_rate_high", b"wrong_rate_high", "wrong_rate_low", b"wrong_rate_low"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -752,10 +942,13 @@ class AcquireLeaseRequest(_message.Message):
     EXACT_KEY_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    KEEP_ONLY_FIELD_NUMBER: _builtins.int
     exact_key: _builtins.bytes
     """The exact key of the request."""
     holder: _builtins.str
     """Who asks: unique per request, so that two requests of one replica do not both get the lease. Asking again renews it."""
+    keep_only: _builtins.bool
+    """Only renews a lease that the holder has; takes none."""
     @_builtins.property
     def caller(self) -> _caller_pb2.Caller:
         """On whose behalf."""
@@ -771,10 +964,11 @@ class AcquireLeaseRequest(_message.Message):
         exact_key: _builtins.bytes = ...,
         holder: _builtins.str = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        keep_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "exact_key", b"exact_key", "holder", b"holder", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "exact_key", b"exact_key", "holder", b"holder", "keep_only", b"keep_only", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -789,6 +983,7 @@ class AcquireLeaseResponse(_message.Message):
     ACQUIRED_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    FOLLOWED_FIELD_NUMBER: _builtins.int
     acquired: _builtins.bool
     """The caller may."""
     holder: _builtins.str
@@ -797,16 +992,19 @@ class AcquireLeaseResponse(_message.Message):
     """Rises with every new holder. What is published with an older token is refused, so a leader that was slow, not dead,
     cannot mix its tokens with its successor's.
     """
+    followed: _builtins.bool
+    """Somebody follows the holder, or did so seconds ago."""
     def __init__(
         self,
         *,
         acquired: _builtins.bool = ...,
         holder: _builtins.str = ...,
         fencing_token: _builtins.int = ...,
+        followed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquired", b"acquired", "fencing_token", b"fencing_token", "holder", b"holder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquired", b"acquired", "fencing_token", b"fencing_token", "followed", b"followed", "holder", b"holder"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -824,14 +1022,15 @@ class PublishLeaseRequest(_message.Message):
     DELTAS_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     ENTRY_ID_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
     exact_key: _builtins.bytes
     """The exact key of the request."""
     fencing_token: _builtins.int
     """From AcquireLeaseResponse. FAILED_PRECONDITION when it is not the current one."""
     release: _builtins.bool
-    """Gives the lease up: the answer was stored (`entry_id` set), or failed (unset)."""
+    """Gives the lease up: the answer is complete (`entry` set), or failed (unset)."""
     entry_id: _builtins.str
-    """The stored entry."""
+    """The stored entry. Unset when the answer was not stored, such as a truncated one: then nobody who asks later gets it."""
     @_builtins.property
     def caller(self) -> _caller_pb2.Caller:
         """On whose behalf."""
@@ -839,6 +1038,10 @@ class PublishLeaseRequest(_message.Message):
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Delta]:
         """Pieces of the answer, in order."""
+
+    @_builtins.property
+    def entry(self) -> Global___Entry:
+        """How the answer ended: finish reason, usage, model and tier. Its message may be left out, the pieces are the message."""
 
     def __init__(
         self,
@@ -849,10 +1052,11 @@ class PublishLeaseRequest(_message.Message):
         deltas: _abc.Iterable[_chat_pb2.Delta] | None = ...,
         release: _builtins.bool = ...,
         entry_id: _builtins.str = ...,
+        entry: Global___Entry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "entry", b"entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "deltas", b"deltas", "entry_id", b"entry_id", "exact_key", b"exact_key", "fencing_token", b"fencing_token", "release", b"release"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "deltas", b"deltas", "entry", b"entry", "entry_id", b"entry_id", "exact_key", b"exact_key", "fencing_token", b"fencing_token", "release", b"release"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -928,7 +1132,7 @@ class FollowLeaseResponse(_message.Message):
 
     @_builtins.property
     def entry(self) -> Global___Entry:
-        """The whole answer was stored."""
+        """The answer is complete: how it ended. The pieces are its message."""
 
     def __init__(
         self,

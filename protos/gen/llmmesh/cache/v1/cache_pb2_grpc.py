@@ -56,6 +56,11 @@ class CacheServiceStub:
                 request_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.Learn = channel.unary_unary(
+                '/llmmesh.cache.v1.CacheService/Learn',
+                request_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.LearnRequest.SerializeToString,
+                response_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.LearnResponse.FromString,
+                _registered_method=True)
         self.Feedback = channel.unary_unary(
                 '/llmmesh.cache.v1.CacheService/Feedback',
                 request_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.FeedbackRequest.SerializeToString,
@@ -116,36 +121,45 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Learn(self, request, context):
+        """Compares a fresh answer with the stored one that was, or might have been, served for the same question. The result is a
+        label from which the namespace learns when two questions share an answer. To be called off the hot path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Feedback(self, request, context):
-        """Takes a caller's word on a served answer. Planned: answers UNIMPLEMENTED in this version.
+        """Takes a caller's word on a served answer. "Wrong" is a label and keeps this answer from this question; "right" is counted
+        and never loosens anything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Measure(self, request, context):
-        """Reports hits, wrong hits and the error budget of a namespace. Planned: answers UNIMPLEMENTED in this version.
+        """Reports hits, wrong hits and the error budget of a namespace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AcquireLease(self, request, context):
-        """Takes or renews the right to generate the answer of an exact key. Planned: answers UNIMPLEMENTED in this version.
+        """Takes or renews the right to generate the answer of an exact key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PublishLease(self, request_iterator, context):
-        """Passes the holder's tokens on, and gives the lease up. Planned: answers UNIMPLEMENTED in this version.
+        """Passes the holder's tokens on, and gives the lease up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FollowLease(self, request, context):
-        """Follows the tokens of the lease's holder. Planned: answers UNIMPLEMENTED in this version.
+        """Follows the tokens of the lease's holder.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +187,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ExplainRequest.FromString,
                     response_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Learn': grpc.unary_unary_rpc_method_handler(
+                    servicer.Learn,
+                    request_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.LearnRequest.FromString,
+                    response_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.LearnResponse.SerializeToString,
             ),
             'Feedback': grpc.unary_unary_rpc_method_handler(
                     servicer.Feedback,
@@ -310,6 +329,33 @@ class CacheService:
             '/llmmesh.cache.v1.CacheService/Explain',
             llmmesh_dot_cache_dot_v1_dot_cache__pb2.ExplainRequest.SerializeToString,
             llmmesh_dot_cache_dot_v1_dot_cache__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Learn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmmesh.cache.v1.CacheService/Learn',
+            llmmesh_dot_cache_dot_v1_dot_cache__pb2.LearnRequest.SerializeToString,
+            llmmesh_dot_cache_dot_v1_dot_cache__pb2.LearnResponse.FromString,
             options,
             channel_credentials,
             insecure,

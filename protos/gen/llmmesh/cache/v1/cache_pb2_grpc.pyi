@@ -43,16 +43,22 @@ class CacheServiceStub:
     """Removes answers: a namespace, a tag, one entry, or the entry that answered a request."""
     Explain: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ExplainRequest, _cache_pb2.ExplainResponse]
     """Like Lookup with a vector, but only tells: no counter moves, nothing is written."""
+    Learn: _grpc.UnaryUnaryMultiCallable[_cache_pb2.LearnRequest, _cache_pb2.LearnResponse]
+    """Compares a fresh answer with the stored one that was, or might have been, served for the same question. The result is a
+    label from which the namespace learns when two questions share an answer. To be called off the hot path.
+    """
     Feedback: _grpc.UnaryUnaryMultiCallable[_cache_pb2.FeedbackRequest, _cache_pb2.FeedbackResponse]
-    """Takes a caller's word on a served answer. Planned: answers UNIMPLEMENTED in this version."""
+    """Takes a caller's word on a served answer. "Wrong" is a label and keeps this answer from this question; "right" is counted
+    and never loosens anything.
+    """
     Measure: _grpc.UnaryUnaryMultiCallable[_cache_pb2.MeasureRequest, _cache_pb2.MeasureResponse]
-    """Reports hits, wrong hits and the error budget of a namespace. Planned: answers UNIMPLEMENTED in this version."""
+    """Reports hits, wrong hits and the error budget of a namespace."""
     AcquireLease: _grpc.UnaryUnaryMultiCallable[_cache_pb2.AcquireLeaseRequest, _cache_pb2.AcquireLeaseResponse]
-    """Takes or renews the right to generate the answer of an exact key. Planned: answers UNIMPLEMENTED in this version."""
+    """Takes or renews the right to generate the answer of an exact key."""
     PublishLease: _grpc.StreamUnaryMultiCallable[_cache_pb2.PublishLeaseRequest, _cache_pb2.PublishLeaseResponse]
-    """Passes the holder's tokens on, and gives the lease up. Planned: answers UNIMPLEMENTED in this version."""
+    """Passes the holder's tokens on, and gives the lease up."""
     FollowLease: _grpc.UnaryStreamMultiCallable[_cache_pb2.FollowLeaseRequest, _cache_pb2.FollowLeaseResponse]
-    """Follows the tokens of the lease's holder. Planned: answers UNIMPLEMENTED in this version."""
+    """Follows the tokens of the lease's holder."""
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -69,16 +75,22 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Removes answers: a namespace, a tag, one entry, or the entry that answered a request."""
     Explain: _aio.UnaryUnaryMultiCallable[_cache_pb2.ExplainRequest, _cache_pb2.ExplainResponse]  # type: ignore[assignment]
     """Like Lookup with a vector, but only tells: no counter moves, nothing is written."""
+    Learn: _aio.UnaryUnaryMultiCallable[_cache_pb2.LearnRequest, _cache_pb2.LearnResponse]  # type: ignore[assignment]
+    """Compares a fresh answer with the stored one that was, or might have been, served for the same question. The result is a
+    label from which the namespace learns when two questions share an answer. To be called off the hot path.
+    """
     Feedback: _aio.UnaryUnaryMultiCallable[_cache_pb2.FeedbackRequest, _cache_pb2.FeedbackResponse]  # type: ignore[assignment]
-    """Takes a caller's word on a served answer. Planned: answers UNIMPLEMENTED in this version."""
+    """Takes a caller's word on a served answer. "Wrong" is a label and keeps this answer from this question; "right" is counted
+    and never loosens anything.
+    """
     Measure: _aio.UnaryUnaryMultiCallable[_cache_pb2.MeasureRequest, _cache_pb2.MeasureResponse]  # type: ignore[assignment]
-    """Reports hits, wrong hits and the error budget of a namespace. Planned: answers UNIMPLEMENTED in this version."""
+    """Reports hits, wrong hits and the error budget of a namespace."""
     AcquireLease: _aio.UnaryUnaryMultiCallable[_cache_pb2.AcquireLeaseRequest, _cache_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
-    """Takes or renews the right to generate the answer of an exact key. Planned: answers UNIMPLEMENTED in this version."""
+    """Takes or renews the right to generate the answer of an exact key."""
     PublishLease: _aio.StreamUnaryMultiCallable[_cache_pb2.PublishLeaseRequest, _cache_pb2.PublishLeaseResponse]  # type: ignore[assignment]
-    """Passes the holder's tokens on, and gives the lease up. Planned: answers UNIMPLEMENTED in this version."""
+    """Passes the holder's tokens on, and gives the lease up."""
     FollowLease: _aio.UnaryStreamMultiCallable[_cache_pb2.FollowLeaseRequest, _cache_pb2.FollowLeaseResponse]  # type: ignore[assignment]
-    """Follows the tokens of the lease's holder. Planned: answers UNIMPLEMENTED in this version."""
+    """Follows the tokens of the lease's holder."""
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     """The two caches of one namespace: exact (same request) and semantic (same question in the same scope).
@@ -118,12 +130,24 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         """Like Lookup with a vector, but only tells: no counter moves, nothing is written."""
 
     @_abc_1.abstractmethod
+    def Learn(
+        self,
+        request: _cache_pb2.LearnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.LearnResponse, _abc.Awaitable[_cache_pb2.LearnResponse]]:
+        """Compares a fresh answer with the stored one that was, or might have been, served for the same question. The result is a
+        label from which the namespace learns when two questions share an answer. To be called off the hot path.
+        """
+
+    @_abc_1.abstractmethod
     def Feedback(
         self,
         request: _cache_pb2.FeedbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.FeedbackResponse, _abc.Awaitable[_cache_pb2.FeedbackResponse]]:
-        """Takes a caller's word on a served answer. Planned: answers UNIMPLEMENTED in this version."""
+        """Takes a caller's word on a served answer. "Wrong" is a label and keeps this answer from this question; "right" is counted
+        and never loosens anything.
+        """
 
     @_abc_1.abstractmethod
     def Measure(
@@ -131,7 +155,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_pb2.MeasureRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.MeasureResponse, _abc.Awaitable[_cache_pb2.MeasureResponse]]:
-        """Reports hits, wrong hits and the error budget of a namespace. Planned: answers UNIMPLEMENTED in this version."""
+        """Reports hits, wrong hits and the error budget of a namespace."""
 
     @_abc_1.abstractmethod
     def AcquireLease(
@@ -139,7 +163,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_pb2.AcquireLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.AcquireLeaseResponse, _abc.Awaitable[_cache_pb2.AcquireLeaseResponse]]:
-        """Takes or renews the right to generate the answer of an exact key. Planned: answers UNIMPLEMENTED in this version."""
+        """Takes or renews the right to generate the answer of an exact key."""
 
     @_abc_1.abstractmethod
     def PublishLease(
@@ -147,7 +171,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_cache_pb2.PublishLeaseRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.PublishLeaseResponse, _abc.Awaitable[_cache_pb2.PublishLeaseResponse]]:
-        """Passes the holder's tokens on, and gives the lease up. Planned: answers UNIMPLEMENTED in this version."""
+        """Passes the holder's tokens on, and gives the lease up."""
 
     @_abc_1.abstractmethod
     def FollowLease(
@@ -155,6 +179,6 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_pb2.FollowLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cache_pb2.FollowLeaseResponse], _abc.AsyncIterator[_cache_pb2.FollowLeaseResponse]]:
-        """Follows the tokens of the lease's holder. Planned: answers UNIMPLEMENTED in this version."""
+        """Follows the tokens of the lease's holder."""
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

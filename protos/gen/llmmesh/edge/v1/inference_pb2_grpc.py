@@ -49,6 +49,11 @@ class InferenceServiceStub:
                 request_serializer=llmmesh_dot_edge_dot_v1_dot_inference__pb2.StreamCompleteRequest.SerializeToString,
                 response_deserializer=llmmesh_dot_edge_dot_v1_dot_inference__pb2.StreamCompleteResponse.FromString,
                 _registered_method=True)
+        self.GiveFeedback = channel.unary_unary(
+                '/llmmesh.edge.v1.InferenceService/GiveFeedback',
+                request_serializer=llmmesh_dot_edge_dot_v1_dot_inference__pb2.GiveFeedbackRequest.SerializeToString,
+                response_deserializer=llmmesh_dot_edge_dot_v1_dot_inference__pb2.GiveFeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -73,6 +78,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GiveFeedback(self, request, context):
+        """Takes the caller's word on an answer out of the cache. A wrong answer is not served for that question again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -85,6 +97,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.StreamComplete,
                     request_deserializer=llmmesh_dot_edge_dot_v1_dot_inference__pb2.StreamCompleteRequest.FromString,
                     response_serializer=llmmesh_dot_edge_dot_v1_dot_inference__pb2.StreamCompleteResponse.SerializeToString,
+            ),
+            'GiveFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.GiveFeedback,
+                    request_deserializer=llmmesh_dot_edge_dot_v1_dot_inference__pb2.GiveFeedbackRequest.FromString,
+                    response_serializer=llmmesh_dot_edge_dot_v1_dot_inference__pb2.GiveFeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -146,6 +163,33 @@ class InferenceService:
             '/llmmesh.edge.v1.InferenceService/StreamComplete',
             llmmesh_dot_edge_dot_v1_dot_inference__pb2.StreamCompleteRequest.SerializeToString,
             llmmesh_dot_edge_dot_v1_dot_inference__pb2.StreamCompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GiveFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmmesh.edge.v1.InferenceService/GiveFeedback',
+            llmmesh_dot_edge_dot_v1_dot_inference__pb2.GiveFeedbackRequest.SerializeToString,
+            llmmesh_dot_edge_dot_v1_dot_inference__pb2.GiveFeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

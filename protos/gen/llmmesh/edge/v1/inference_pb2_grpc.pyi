@@ -42,6 +42,8 @@ class InferenceServiceStub:
     """Answers at once."""
     StreamComplete: _grpc.UnaryStreamMultiCallable[_inference_pb2.StreamCompleteRequest, _inference_pb2.StreamCompleteResponse]
     """Answers as a stream: Started, Deltas, Finished. A stream without Finished was cut and is an error."""
+    GiveFeedback: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GiveFeedbackRequest, _inference_pb2.GiveFeedbackResponse]
+    """Takes the caller's word on an answer out of the cache. A wrong answer is not served for that question again."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -57,6 +59,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Answers at once."""
     StreamComplete: _aio.UnaryStreamMultiCallable[_inference_pb2.StreamCompleteRequest, _inference_pb2.StreamCompleteResponse]  # type: ignore[assignment]
     """Answers as a stream: Started, Deltas, Finished. A stream without Finished was cut and is an error."""
+    GiveFeedback: _aio.UnaryUnaryMultiCallable[_inference_pb2.GiveFeedbackRequest, _inference_pb2.GiveFeedbackResponse]  # type: ignore[assignment]
+    """Takes the caller's word on an answer out of the cache. A wrong answer is not served for that question again."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers chats out of the cache or by the cheapest model that is good enough.
@@ -81,5 +85,13 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.StreamCompleteResponse], _abc.AsyncIterator[_inference_pb2.StreamCompleteResponse]]:
         """Answers as a stream: Started, Deltas, Finished. A stream without Finished was cut and is an error."""
+
+    @_abc_1.abstractmethod
+    def GiveFeedback(
+        self,
+        request: _inference_pb2.GiveFeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.GiveFeedbackResponse, _abc.Awaitable[_inference_pb2.GiveFeedbackResponse]]:
+        """Takes the caller's word on an answer out of the cache. A wrong answer is not served for that question again."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,155 @@
+"""What is known about a request: the rules it goes by, what happened to it so far, and what its caller is told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.common.chat import Answer, Chat, Delta, FinishReason
+from services.common.money import Bill, CostItem, Rates, Usage
+from services.edge.domain.ports import Question, Route, Vector
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceRules:
+    """The part of a namespace's policy that the walk follows. Shares lie between 0 and 1.
+
+    `per_user`: an answer serves nobody but the user who asked. `store_tool_calls`: answers that call tools may be shared.
+    """
+
+    exact: bool
+    semantic: bool
+    max_temperature: float
+    per_user: bool
+    store_tool_calls: bool
+    learn: bool
+    shadow_share: float
+    stale_share: float
+    canary_share: float
+    compress: bool
+    compression_rate: float
+    min_block_tokens: int
+    default_tier: str
+    budgeted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The policy as the walk sees it: namespaces, the models of each tier, and what any model and the baseline cost today."""
+
+    namespaces: dict[str, NamespaceRules]
+    tiers: dict[str, tuple[str, ...]]
+    baseline: Callable[[], Rates]
+    rates: Callable[[str], Rates | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Where an answer came from and what it cost; `bill` is None while it is not known.
+
+    `alias`: these very words were served that answer before. `checked`: the answer is made again, to see whether it is right.
+    """
+
+    request_id: str
+    outcome: str
+    model: str
+    tier: str
+    bill: Bill | None = None
+    degraded: tuple[str, ...] = ()
+    similarity: float | None = None
+    cache_reason: str = ""
+    route_reason: str = ""
+    entry_id: str = ""
+    alias: bool = False
+    checked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A whole answer."""
+
+    answer: Answer
+    usage: Usage
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """First event of a streamed answer."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Last event of a streamed answer."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    receipt: Receipt
+
+
+Event = Began | Delta | Ended
+
+
+@dataclass(slots=True, eq=False)
+class Trip:
+    """What is known about one request as it walks.
+
+    `outcome` is miss, exact_hit, semantic_hit, bypass, canary, coalesced, shadow or error. `key` is the identity of the
+    request, empty until the cache has told it. A trip that was `led` is settled by the flight that it led.
+    """
+
+    question: Question
+    rules: NamespaceRules
+    record_id: str
+    outcome: str = "miss"
+    key: bytes = b""
+    vector: Vector | None = None
+    lesson: bytes = b""
+    degraded: list[str] = field(default_factory=list)
+    overhead: list[CostItem] = field(default_factory=list)
+    cache_reason: str = ""
+    similarity: float | None = None
+    alias: bool = False
+    checked: bool = False
+    route: Route | None = None
+    namespace_version: int | None = None
+    calling: Chat | None = None
+    removed_tokens: int = 0
+    reserved: bool = False
+    unpriced: bool = False
+    recorded: bool = False
+    led: bool = False
+
+    @property
+    def too_hot(self) -> bool:
+        """Whether the answer is left to chance beyond what the policy lets the cache repeat."""
+        temperature = self.question.chat.sampling.temperature
+        return temperature is not None and temperature > self.rules.max_temperature
+
+    @property
+    def tier(self) -> str:
+        """Where it was routed; empty before, and for a model that was named."""
+        return self.route.tier if self.route else ""
+
+    def spend(self, component: str, model: str, cost: int) -> None:
+        """Notes what was spent on the way, in nano-USD."""
+        if cost:
+            self.overhead.append(CostItem(component, model, cost, overhead=True))
+
+    def receipt(self, model: str, tier: str, bill: Bill | None = None, entry_id: str = "") -> Receipt:
+        """What the caller is told now."""
+        return Receipt(
+            self.question.request_id,
+            # A canary is for the ledger alone: to its caller the cache was bypassed.
+            "bypass" if self.outcome == "canary" else self.outcome,
+            model,
+            tier,
+            bill,
+            tuple(self.degraded),
+            self.similarity,
+            self.cache_reason,
+            self.route.reason if self.route else "",
+            entry_id,
+            self.alias,
+            self.checked,
+        )
