@@ -63,7 +63,7 @@ async def start():
 async def test_int8_model_is_up_while_it_loads_and_agrees_with_the_original(start, tmp_path):
     from sentence_transformers import SentenceTransformer
 
-    embedder = await start(models=(MINILM,), price_usd_per_hour=0.1)
+    embedder = await start(models=(MINILM,), verifier_model="", price_usd_per_hour=0.1)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await embedder.embed(["too early"])
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

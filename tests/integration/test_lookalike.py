@@ -3,6 +3,11 @@
 import numpy as np
 import pytest
 
+from services.cache.convert import rules_of
+from services.cache.domain.calibration import Calibration
+from services.cli.evaluate.cache import CacheTrial, serve_pairs
+from services.common.policy import SHIPPED, Policy
+from services.common.prices import PriceBook
 from services.embedder.adapters.lookalike import DIMENSIONS, FOLDER, MAX_TOKENS, Lookalike
 
 CANCEL = "How do I cancel my order?"
@@ -35,7 +40,6 @@ def test_a_score_does_not_depend_on_its_neighbours(model: Lookalike) -> None:
 @pytest.mark.parametrize(
     ("question", "same", "other"),
     [
-        (CANCEL, CALLED_OFF, LATE),
         (
             "¿Cómo cambio la contraseña de mi cuenta?",
             "quiero poner otra clave para entrar, ¿qué pasos sigo?",
@@ -53,6 +57,13 @@ def test_a_rewording_is_likelier_to_share_the_answer_than_a_look_alike(
 ) -> None:
     right, wrong = model.score([(question, same), (question, other)]).probabilities
     assert right > wrong
+
+
+def test_the_classic_look_alike_is_not_served(model: Lookalike) -> None:
+    rules = rules_of(Policy.load(SHIPPED, PriceBook.load()))["default"]
+    pairs = [(CANCEL, LATE, False), (LATE, CANCEL, False)]
+    lines = serve_pairs(pairs, model, lambda: CacheTrial(model, rules, 0.01, Calibration.load()), rules)
+    assert [line["served"] for line in lines] == [False, False]
 
 
 def test_letters_it_cannot_read_and_text_it_cuts_are_told(model: Lookalike) -> None:

@@ -57,7 +57,9 @@ def check(spans: list[Span], answer: Answer) -> Span:
 @pytest.mark.parametrize(("model", "vendor"), [("smollm2-135m-instruct", "engine"), ("gpt-4o-mini", "stand-in")])
 @pytest.mark.parametrize("call", [ask, stream], ids=["complete", "stream"])
 async def test_a_miss_is_one_trace_over_all_services(mesh, acme, model, vendor, call):
-    question = chat(f"Name a fruit, {SECRET} {model} {call.__name__}", ONE_LINE)
+    # A scope of its own: where there is a candidate, the verifier's span comes on top.
+    scope = f"You name things. {model} {call.__name__}"
+    question = chat(f"Name a fruit, {SECRET} {model} {call.__name__}", ONE_LINE, system=scope)
     trace_id, extra = metadata()
     if call is ask:
         answer = await ask(acme, question, model=model, metadata=extra)
