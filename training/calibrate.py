@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.cache.domain import verdict
+from services.cache.domain.budget import HIGHEST_RISK
 from services.cache.domain.calibration import SHIPPED, Calibration, fit
 from services.cache.domain.lookup import CANDIDATES
 from services.cache.domain.signals import FEATURES
@@ -130,7 +131,7 @@ def calibrate(model: Lookalike, seed: int = 1) -> dict[str, object]:
     first = []
     for delta in BUDGETS:
         allowed = int(delta * TRAPS_SERVED * lookups / 2)
-        first.append((delta, float(np.clip(wrong[allowed] * 0.999, 1e-4, 0.3))))
+        first.append((delta, float(np.clip(wrong[allowed] * 0.999, 1e-4, HIGHEST_RISK))))
     best: dict[int, float] = {}
     for row, number in zip(desk.rows, desk.lookup, strict=True):
         best[number] = min(best.get(number, 1.0), 1 - fitted.probability(row))
