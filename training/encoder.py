@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from training import data
-from training.data import Group, Pair, Question
+from training.data import Group, Pair, Question, worn
 from training.model import MAX_TOKENS, States, TextModel
 from training.quality import Scores, quality
 
@@ -27,6 +27,8 @@ TEMPERATURE = 0.06
 CONTRAST = 0.4
 PAIRS_PER_FAMILY = 36
 CROSS_LANGUAGE = 0.15
+WORN = 0.15
+"""How many texts are seen as people type in a hurry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Sampler:
     def _add(self, step: Step, questions: list[Question], same: float, pairs: int) -> None:
         """Puts questions into the step and draws pairs of them: as many of one answer as of two."""
         start = len(step.texts)
-        step.texts.extend(_worn(q.text, self._chance) for q in questions)
+        step.texts.extend(worn(q.text, self._chance, WORN) for q in questions)
         step.keys.extend(q.key for q in questions)
         alike, unlike = list[tuple[int, int]](), list[tuple[int, int]]()
         for i, first in enumerate(questions):
@@ -127,18 +129,6 @@ def _near(groups: Sequence[Group]) -> list[list[int]]:
     table *= np.log(len(groups) / (1e-9 + (table > 0).sum(0)))
     table /= np.linalg.norm(table, axis=1, keepdims=True)
     return [[int(j) for j in np.argsort(-row)[:9]] for row in table @ table.T]
-
-
-def _worn(text: str, chance: random.Random) -> str:
-    """The text as people also type it: now and then without capitals, marks, accents or a letter."""
-    if chance.random() < 0.15:
-        text = text.lower().strip("¿?¡!. ")
-    if chance.random() < 0.05:
-        text = text.translate(str.maketrans("áéíóúÁÉÍÓÚ", "aeiouAEIOU"))
-    if chance.random() < 0.05 and len(text) > 12:
-        i = chance.randrange(1, len(text) - 1)
-        text = text[:i] + text[i + 1 :] if text[i].isalpha() else text
-    return text
 
 
 class Reader:

@@ -30,6 +30,17 @@ class States:
         return torch.arange(self.hidden.shape[1])[None, :] < self.lengths[:, None]
 
 
+def pretrained_bert(folder: Path) -> BertModel:
+    """The weights to start from. Without dropout, which costs a CPU more time than it brings in few steps."""
+    return BertModel.from_pretrained(
+        folder,
+        add_pooling_layer=False,
+        attn_implementation="sdpa",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
 class TextModel(nn.Module):
     """Encoder and auxiliary judge over one transformer."""
 
@@ -47,14 +58,7 @@ class TextModel(nn.Module):
     @classmethod
     def pretrained(cls, folder: Path) -> "TextModel":
         """From a folder with a BertModel."""
-        bert = BertModel.from_pretrained(
-            folder,
-            add_pooling_layer=False,
-            attn_implementation="sdpa",
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        return cls(bert)
+        return cls(pretrained_bert(folder))
 
     def read(self, ids: Tensor, lengths: Tensor) -> States:
         """Token ids, (n, tokens) padded with 1, to the lower layers' states."""
@@ -81,14 +85,15 @@ class TextModel(nn.Module):
         joint = joint.reshape(len(a), width, HIDDEN) + self.sides[is_second.long()]
         joint = _through(self.upper, joint, total)
         inside = place < total[:, None]
-        ma = _mean(joint, inside & ~is_second)
-        mb = _mean(joint, inside & is_second)
+        ma = mean(joint, inside & ~is_second)
+        mb = mean(joint, inside & is_second)
         ca, cb = joint[:, 0], joint[torch.arange(len(a)), first]
         features = torch.cat([ca + cb, (ca - cb).abs(), (ma - mb).abs(), ma * mb], dim=1)
         return torch.as_tensor(self.head(features)).squeeze(-1)
 
 
-def _mean(states: Tensor, mask: Tensor) -> Tensor:
+def mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the states, (n, tokens, HIDDEN), over the tokens of `mask`, (n, tokens)."""
     weights = mask.unsqueeze(-1).to(states.dtype)
     return (states * weights).sum(1) / weights.sum(1)
 

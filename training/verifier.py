@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from training import data
-from training.data import Group, Pair, Question
+from training.data import Group, Pair, Question, worn
+from training.model import HIDDEN, MAX_TOKENS, mean, pretrained_bert
 from training.quality import Scores, quality
 
-HIDDEN = 384
-MAX_TOKENS = 64
 HARD = 0.7
 """Share of pairs that are mined; the others are drawn blindly, as most traffic is neither."""
 SELF = 0.04
@@ -50,14 +49,7 @@ class Verifier(nn.Module):
     @classmethod
     def pretrained(cls, folder: Path) -> "Verifier":
         """From a folder with a BertModel."""
-        bert = BertModel.from_pretrained(
-            folder,
-            add_pooling_layer=False,
-            attn_implementation="sdpa",
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        return cls(bert)
+        return cls(pretrained_bert(folder))
 
     def forward(self, ids: Tensor, second: Tensor, inside: Tensor) -> Tensor:
         """Token ids, whether each is of the second question, whether it is there; all (pairs, tokens). To logits, (pairs,)."""
@@ -68,12 +60,6 @@ class Verifier(nn.Module):
             hidden = out[0] if isinstance(out, tuple) else out
         ma, mb = mean(hidden, inside & ~second), mean(hidden, inside & second)
         return torch.as_tensor(self.head(torch.cat([hidden[:, 0], (ma - mb).abs(), ma * mb], dim=1))).squeeze(-1)
-
-
-def mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens of `mask`, (pairs, tokens)."""
-    weights = mask.unsqueeze(-1).to(states.dtype)
-    return (states * weights).sum(1) / weights.sum(1)
 
 
 class Sampler:
@@ -160,18 +146,6 @@ class Sampler:
         if chance.random() < SELF:
             return a, worn(a, chance, 0.9), 1.0
         return worn(a, chance, 0.15), worn(b, chance, 0.15), same
-
-
-def worn(text: str, chance: random.Random, often: float) -> str:
-    """The text as people also type it: without capitals and marks, without accents, with a letter less."""
-    if chance.random() < often:
-        text = text.lower().strip("¿?¡!. ")
-    if chance.random() < often / 3:
-        text = text.translate(str.maketrans("áéíóúÁÉÍÓÚ", "aeiouAEIOU"))
-    if chance.random() < often / 3 and len(text) > 12:
-        i = chance.randrange(1, len(text) - 1)
-        text = text[:i] + text[i + 1 :] if text[i].isalpha() else text
-    return text
 
 
 def _grams(text: str) -> frozenset[str]:

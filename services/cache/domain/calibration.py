@@ -8,7 +8,7 @@ prior of a Bayesian fit (MacKay, "The evidence framework applied to classificati
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +88,7 @@ def adapted(prior: Calibration, labels: Sequence[Label]) -> Calibration:
         centre=np.array([*prior.weights, prior.bias]),
         spread=np.array(prior.spread),
     )
-    return Calibration(
-        tuple(weights), bias, prior.spread, prior.ranking, prior.first_risks, prior.risks, prior.model_id
-    )
+    return replace(prior, weights=tuple(weights), bias=bias)
 
 
 def fit(

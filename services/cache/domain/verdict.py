@@ -5,7 +5,7 @@ decides. Without one, `decide` stands alone: any difference that the guards know
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.cache.domain import guards, signals
 from services.cache.domain.calibration import Calibration
@@ -159,7 +159,7 @@ def rule(screened: Screened, scores: Mapping[str, float], rules: Rules, calibrat
     served = None
     if judged and judged[0].probability is not None and judged[0].probability >= required:
         served = judged[0].entry_id
-        judged = [_renamed(j, SERVED if j.entry_id == served else "not_needed") for j in judged]
+        judged = [replace(j, reason=SERVED if j.entry_id == served else "not_needed") for j in judged]
     everything = (*judged, *sorted(screened.refused, key=lambda j: -j.similarity))
     reason = everything[0].reason if everything else NO_CANDIDATE
     return Verdict(served, reason, everything, required)
@@ -206,17 +206,3 @@ def _unfit(suspect: Suspect, rules: Rules) -> str | None:
     if suspect.created_at < rules.oldest:
         return "too_old"
     return "found_wrong" if suspect.blocked else None
-
-
-def _renamed(judged: Judged, reason: str) -> Judged:
-    return Judged(
-        judged.entry_id,
-        judged.similarity,
-        reason,
-        judged.detail,
-        judged.question,
-        judged.probability,
-        judged.verifier,
-        judged.signals,
-        judged.features,
-    )
