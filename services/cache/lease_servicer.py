@@ -19,6 +19,7 @@ from services.cache.domain.leases import (
     Release,
 )
 from services.cache.domain.ports import StoreUnavailable
+from services.cache.unreachable import store_errors
 from services.common.chat_pb import Checker, caller_from_pb
 from services.common.errors import FailedPrecondition, NotReady
 
@@ -40,12 +41,10 @@ class LeaseServicer:
         check.need(0 < len(request.holder) <= MAX_HOLDER, "holder", f"1 to {MAX_HOLDER} characters")
         check.need(0.001 <= ttl_s <= MAX_TTL_S, "ttl", f"must be between 1 ms and {MAX_TTL_S:.0f} s")
         check.done()
-        try:
+        with store_errors():
             lease = await self.leases.acquire(
                 tenant, request.exact_key, request.holder, ttl_s, keep_only=request.keep_only
             )
-        except StoreUnavailable:
-            raise _store_down() from None
         return cache_pb2.AcquireLeaseResponse(
             acquired=lease.acquired, holder=lease.holder, fencing_token=lease.token, followed=lease.followed
         )
@@ -70,7 +69,7 @@ class LeaseServicer:
             given_up = True
             raise FailedPrecondition("the lease is not held with this token any more") from None
         except StoreUnavailable:
-            raise _store_down() from None
+            raise NotReady("the cache's store cannot be reached", retry_after_s=1.0) from None
         finally:
             if lease is not None and not given_up:
                 # We may be here because the holder's process died: that must not cancel its last words.
@@ -83,7 +82,7 @@ class LeaseServicer:
         """The holder's pieces, then how the answer ended, or that the holder is gone."""
         tenant = _tenant(request.caller, request.exact_key)
         position = 0
-        try:
+        with store_errors():
             async with aclosing(self.leases.follow(tenant, request.exact_key)) as published:
                 async for item in published:
                     said = cache_pb2.PublishLeaseRequest(release=item.payload is None)
@@ -100,8 +99,6 @@ class LeaseServicer:
                             last.leader_lost = True
                         yield last
                         return
-        except StoreUnavailable:
-            raise _store_down() from None
 
     async def _fail(self, tenant: str, key: bytes, token: int) -> None:
         lost = cache_pb2.PublishLeaseRequest(release=True).SerializeToString()
@@ -143,7 +140,3 @@ def _payload_of(request: cache_pb2.PublishLeaseRequest) -> bytes:
         release=request.release,
         entry=request.entry if request.HasField("entry") else None,
     ).SerializeToString()
-
-
-def _store_down() -> NotReady:
-    return NotReady("the cache's store cannot be reached", retry_after_s=1.0)

@@ -6,10 +6,10 @@ from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
 from services.cache import convert
 from services.cache.domain.learning import Learning
 from services.cache.domain.lookup import SemanticCache
-from services.cache.domain.ports import CacheRules, Found, StoreUnavailable
+from services.cache.domain.ports import CacheRules, Found
 from services.cache.lease_servicer import LeaseServicer
+from services.cache.unreachable import store_errors
 from services.common import telemetry
-from services.common.errors import NotReady
 
 _OUTCOMES = {
     cache_pb2.OUTCOME_MISS: "miss",
@@ -39,10 +39,8 @@ class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
         caller = convert.caller(request.caller)
         rules = convert.rules_for(caller, self._rules)
         question = convert.question_from(request, caller, self._dimensions)
-        try:
+        with store_errors():
             found = await self._cache.lookup(question, rules, convert.controls_from(request))
-        except StoreUnavailable:
-            raise _store_down() from None
         response = convert.lookup_response(found)
         _describe(found, _OUTCOMES[response.outcome])
         return response
@@ -56,10 +54,8 @@ class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
         caller = convert.caller(request.caller)
         rules = convert.rules_for(caller, self._rules)
         question = convert.question_from(request, caller, self._dimensions)
-        try:
+        with store_errors():
             stored = await self._cache.store(question, convert.fresh_from(request), rules)
-        except StoreUnavailable:
-            raise _store_down() from None
         span = telemetry.span()
         span.set_attribute(telemetry.CACHE_STORED, not stored.reason)
         if stored.reason:
@@ -76,7 +72,7 @@ class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
         convert.rules_for(caller, self._rules)
         kind, value = convert.selector_from(request)
         tenant, namespace = caller.tenant, caller.namespace
-        try:
+        with store_errors():
             match kind:
                 case "whole_namespace":
                     removed = await self._cache.invalidate_namespace(tenant, namespace)
@@ -86,8 +82,6 @@ class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
                     removed = await self._cache.invalidate_entry(tenant, namespace, value)
                 case _:
                     removed = await self._cache.invalidate_request(tenant, namespace, value)
-        except StoreUnavailable:
-            raise _store_down() from None
         return convert.invalidate_response(removed)
 
     async def Explain(
@@ -99,10 +93,8 @@ class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
         caller = convert.caller(request.caller)
         rules = convert.rules_for(caller, self._rules)
         question = convert.question_from(request, caller, self._dimensions)
-        try:
+        with store_errors():
             found = await self._cache.explain(question, rules)
-        except StoreUnavailable:
-            raise _store_down() from None
         return convert.explain_response(found)
 
     async def Learn(
@@ -114,10 +106,8 @@ class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
         caller = convert.caller(request.caller)
         rules = convert.rules_for(caller, self._rules)
         fresh, kind = convert.lesson_from(request)
-        try:
+        with store_errors():
             found = await self._learning.learn(caller.tenant, caller.namespace, rules, request.lesson, fresh, kind)
-        except StoreUnavailable:
-            raise _store_down() from None
         return convert.learn_response(found)
 
     async def Feedback(
@@ -129,10 +119,8 @@ class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
         caller = convert.caller(request.caller)
         convert.rules_for(caller, self._rules)
         request_id, right = convert.word_from(request)
-        try:
+        with store_errors():
             counted = await self._learning.feedback(caller.tenant, request_id, right)
-        except StoreUnavailable:
-            raise _store_down() from None
         return cache_pb2.FeedbackResponse(counted=counted)
 
     async def Measure(
@@ -143,15 +131,9 @@ class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
         """Reports a namespace's record."""
         caller = convert.caller(request.caller)
         rules = convert.rules_for(caller, self._rules)
-        try:
+        with store_errors():
             measured = await self._learning.measure(caller.tenant, caller.namespace, rules)
-        except StoreUnavailable:
-            raise _store_down() from None
         return convert.measure_response(measured)
-
-
-def _store_down() -> NotReady:
-    return NotReady("the cache's store cannot be reached", retry_after_s=1.0)
 
 
 def _describe(found: Found, outcome: str) -> None:
