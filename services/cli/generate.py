@@ -100,10 +100,16 @@ def _default(value: object) -> str:
     if value is None:
         return "unset"
     if isinstance(value, Path):
-        # Shipped files and the user's folders, without the paths of the machine that wrote the page.
-        if value.is_relative_to(ROOT):
-            return f"`{value.relative_to(ROOT)}` (shipped)"
-        return f"`{value}`".replace(str(Path.home()), "~")
+        # Shipped files and the user's folders, without the paths of the machine that wrote the page: either may hold the other.
+        home = Path.home()
+        roots = [root for root in sorted((ROOT, home), key=lambda root: len(root.parts)) if value.is_relative_to(root)]
+        match roots[-1:]:
+            case [root] if root == home:
+                return f"`~/{value.relative_to(home)}`"
+            case [root]:
+                return f"`{value.relative_to(root)}` (shipped)"
+            case _:
+                return f"`{value}`"
     text = str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
     return f"`{text}`" if text else "empty"
 
