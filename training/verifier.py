@@ -3,7 +3,7 @@
 A cross-encoder: both questions go through all layers together. Stage "mined" draws what a cache gets wrong: wordings of one
 answer that share few words, and look-alikes that share many. Alone it would teach that shared words speak against one answer;
 stage "matched" therefore draws both kinds with the same share of common words, and adds questions that have little to do with
-each other.
+each other; stage "framed" also puts questions together from parts (`frames.py`).
 """
 
 import argparse
@@ -20,11 +20,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import BertModel
 
-from training import data
+from training import data, frames
 from training.data import Group, Pair, Question, worn
 from training.model import HIDDEN, MAX_TOKENS, mean, pretrained_bert
 from training.quality import Scores, quality
 
+FRAMED = 2
+"""Groups of questions put together from parts that a step of stage "framed" takes besides."""
 HARD = 0.7
 """Share of pairs that are mined; the others are drawn blindly, as most traffic is neither."""
 SELF = 0.04
@@ -66,10 +68,13 @@ class Sampler:
     """Draws pairs with their targets."""
 
     def __init__(
-        self, families: Sequence[Group], intents: Sequence[Group], pairs: Sequence[Pair], *, seed: int, matched: bool
+        self, families: Sequence[Group], intents: Sequence[Group], pairs: Sequence[Pair], *, seed: int, stage: str
     ) -> None:
         self._chance = random.Random(seed)
-        self._matched = matched
+        self._matched = stage != "mined"
+        self._framed = stage == "framed"
+        self._kinds, domains = frames.load()
+        self._domains = [domain for domain in domains if domain.name not in frames.DEVELOPMENT_DOMAINS]
         self._families = list(families)
         self._banking = [group for group in intents if group.source == "banking77"]
         self._parallel = [group for group in intents if group.source == "xquad"]
@@ -84,6 +89,8 @@ class Sampler:
             if not self._queue:
                 self._queue = chance.sample(self._families, len(self._families))
             found += self._of(self._queue.pop(), each)
+        for _ in range(FRAMED if self._framed else 0):
+            found += self._of(frames.draw(self._kinds, chance.choice(self._domains), chance), each)
         for _ in range(banking):
             one, other = chance.sample(self._banking, 2)
             a, b = chance.sample(one.questions, 2)
@@ -216,7 +223,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the public sets")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="state of an earlier stage to go on from")
-    parser.add_argument("--stage", choices=("mined", "matched"), default="mined")
+    parser.add_argument("--stage", choices=("mined", "matched", "framed"), default="mined")
     parser.add_argument("--steps", type=int, default=1000, help="over which the rate falls")
     parser.add_argument("--stop", type=int, help="step to stop at; all of them unless given")
     parser.add_argument("--rate", type=float, default=1.2e-4)
@@ -235,7 +242,8 @@ def main() -> None:
     held_out = [g for g in written if g.topic in data.DEVELOPMENT_TOPICS]
     trained = [g for g in written if g.topic not in data.DEVELOPMENT_TOPICS]
     public = data.intents(args.data), data.pairs(args.data)
-    sampler = Sampler(trained, *public, seed=args.seed, matched=args.stage == "matched")
+    sampler = Sampler(trained, *public, seed=args.seed, stage=args.stage)
+    asked = frames.groups(frames.DEVELOPMENT_DOMAINS, 20, seed=1)
     optimizer = torch.optim.AdamW(
         [
             {"params": [*model.layers.parameters(), model.sides], "lr": args.rate},
@@ -252,7 +260,7 @@ def main() -> None:
     started, seen, average = time.monotonic(), 0, 0.0
     last = args.stop or args.steps
     for number in range(1, last + 1):
-        pairs = sampler.pairs(families=3, each=12, banking=2, public=3)
+        pairs = sampler.pairs(families=2 if args.stage == "framed" else 3, each=12, banking=2, public=3)
         found = logits(model, reader([(a, b) for a, b, _ in pairs]))
         loss = nn.functional.binary_cross_entropy_with_logits(found, torch.tensor([same for *_, same in pairs]))
         loss.backward()
@@ -272,6 +280,7 @@ def main() -> None:
         if number % 120 == 0 or number == last:
             torch.save(model.state_dict(), args.out / "state.pt")
             scores = evaluate(model, reader, held_out)
+            scores |= {f"{name} frames": value for name, value in evaluate(model, reader, asked).items()}
             print(json.dumps({name: value.rounded() for name, value in scores.items()}), flush=True)
     (args.out / "run.json").write_text(json.dumps({"command": sys.argv[1:], "pairs": seen}, default=str))
 

@@ -19,7 +19,7 @@ from services.common.policy import Policy
 from services.common.prices import PriceBook
 from services.common.settings import ServiceSettings
 from services.edge.adapters.keys import KeyFile
-from services.provider.settings import load_vendors
+from services.provider.vendors import load_vendors
 
 SERVICES = ("embedder", "cache", "router", "compressor", "provider", "engine", "edge")
 STORES_AND_TELEMETRY = ("redis", "qdrant", "collector", "jaeger")

@@ -17,7 +17,8 @@ from services.common.errors import MeshError, from_rpc_error
 from services.common.testing import serve
 from services.common.yaml_file import ConfigError
 from services.provider.app import build
-from services.provider.settings import ProviderSettings, load_vendors
+from services.provider.settings import ProviderSettings
+from services.provider.vendors import load_vendors
 from tests.vendors.openai_like import TEXT, OpenAILike, Script
 
 CALLER = caller_pb2.Caller(tenant="acme")

@@ -2,14 +2,9 @@
 
 import base64
 import json
-import math
-import re
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
-from uuid import uuid4
 
 import httpx2
 import openai
@@ -29,12 +24,12 @@ from services.common.chat import (
     ToolCallDelta,
 )
 from services.common.money import Usage
+from services.provider.adapters import wire
 from services.provider.domain.vendor import Call, Completion, Reason, VendorError
 
 OutputLimitField = Literal["max_completion_tokens", "max_tokens"]
 
 _PATH = "/chat/completions"
-_CONNECT_TIMEOUT_S = 5.0
 _MAX_TOOL_CALLS = 1000
 _FINISH = {
     "stop": FinishReason.STOP,
@@ -49,14 +44,8 @@ _FINISH = {
     "content_filter": FinishReason.CONTENT_FILTER,
     "refusal": FinishReason.CONTENT_FILTER,
 }
-# What the shapes of the SDK, which it does not enforce, turn into when something else came.
-_NONSENSE = (ValueError, TypeError, AttributeError, LookupError, RuntimeError)
 # The vendor had the whole request; what fails earlier is on no invoice.
 _SENT = (httpx2.ReadTimeout, httpx2.ReadError, httpx2.RemoteProtocolError, httpx2.DecodingError)
-_MAX_COUNT = 1_000_000_000
-_LONGEST_WAIT_S = 7 * 86_400
-_NUMBER = re.compile(r"\s*\d+(\.\d+)?\s*")
-_IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class OpenAI:
@@ -76,7 +65,7 @@ class OpenAI:
         # Bytes, which the SDK sends as they are: what cannot be written is our caller's fault and not the vendor's, and the
         # SDK's own transformation of typed arguments is a quarter of the CPU time of a call.
         content = encoded(call, self._output_limit_field)
-        connect_s = min(_CONNECT_TIMEOUT_S, call.timeout_s / 2)
+        connect_s = wire.connect_timeout_s(call)
         timeout = openai.Timeout(call.timeout_s, connect=connect_s, pool=connect_s)
         try:
             if not call.streaming:
@@ -107,16 +96,16 @@ class OpenAI:
             yield Completion(self._finish_reason(reading.reason, reading.refused), reading.usage, reading.model)
         except openai.OpenAIError as error:
             raise self._vendor_error(error) from error
-        except _NONSENSE as error:
+        except wire.NONSENSE as error:
             # What is not the documented shape: JSON that does not parse, fields of another type.
-            raise self._nonsense() from error
+            raise wire.nonsense(self._name) from error
 
     def _events_of(self, whole: ChatCompletion) -> list[Delta | Completion]:
         """All of the answer, or an error before the first piece of it: then another candidate may take over."""
         # Without strict validation the SDK hands on what came, whatever it is.
         choice = whole.choices[0]
         finish_reason = self._finish_reason(choice.finish_reason, refused=bool(choice.message.refusal))
-        completion = Completion(finish_reason, usage_of(whole.usage), _text(whole.model))
+        completion = Completion(finish_reason, usage_of(whole.usage), wire.text(whole.model))
         return [*_deltas_of_message(choice.message), completion]
 
     def _finish_reason(self, reason: object, refused: bool) -> FinishReason:
@@ -129,34 +118,23 @@ class OpenAI:
             raise VendorError(Reason.CUT, f"{self._name} ended the answer without a finish reason", billed=True)
         known = _FINISH.get(reason) if isinstance(reason, str) else None
         if known is None:
-            raise VendorError(Reason.CUT, f"{self._name} broke the answer off{_identifier(reason)}", billed=True)
+            raise VendorError(Reason.CUT, f"{self._name} broke the answer off{wire.identifier(reason)}", billed=True)
         return FinishReason.CONTENT_FILTER if refused else known
-
-    def _nonsense(self) -> VendorError:
-        return VendorError(Reason.UNAVAILABLE, f"{self._name} answered with something that is no answer", billed=True)
 
     def _vendor_error(self, error: openai.OpenAIError) -> VendorError:
         if isinstance(error, openai.APIConnectionError):
             timed_out = isinstance(error, openai.APITimeoutError)
-            what = "did not answer in time" if timed_out else "cannot be reached or broke the connection"
-            billed = isinstance(error.__cause__, _SENT)
-            return VendorError(Reason.UNAVAILABLE, f"{self._name} {what}", billed=billed)
+            return wire.unreachable(self._name, timed_out=timed_out, billed=isinstance(error.__cause__, _SENT))
         if not isinstance(error, openai.APIStatusError):
             return VendorError(Reason.UNAVAILABLE, f"{self._name} reported an error in its answer", billed=True)
-        status = error.status_code
-        if status < 400:
-            return self._nonsense()
-        message = f"{self._name} answered {status}{_detail(error)}"
-        retry_after_s = retry_after(error.response.headers, datetime.now(UTC))
-        if status == 429:
-            return VendorError(Reason.RATE_LIMITED, message, retry_after_s=retry_after_s)
-        if status in (401, 403):
-            return VendorError(Reason.CREDENTIAL, f"{self._name} refused our key ({status})")
-        if status >= 500 or status == 408:
-            return VendorError(Reason.UNAVAILABLE, message, retry_after_s=retry_after_s)
-        if error.code == "context_length_exceeded":
-            return VendorError(Reason.INVALID_INPUT, message, field="chat.messages")
-        return VendorError(Reason.REJECTED, message)
+        code = error.code if wire.identifier(error.code) else error.type
+        return wire.refused(
+            self._name,
+            error.status_code,
+            code,
+            error.response.headers,
+            too_long=error.code == "context_length_exceeded",
+        )
 
 
 class _StreamReading:
@@ -170,7 +148,7 @@ class _StreamReading:
         self._calls: dict[int, _OpenCall] = {}
 
     def read(self, chunk: ChatCompletionChunk) -> Iterator[Delta]:
-        self.model = _text(chunk.model) or self.model
+        self.model = wire.text(chunk.model) or self.model
         self.usage = usage_of(chunk.usage) or self.usage
         for choice in (chunk.choices or ())[:1]:
             if choice.delta is not None:
@@ -183,9 +161,9 @@ class _StreamReading:
     def _deltas(self, delta: ChoiceDelta) -> Iterator[Delta]:
         if reasoning := _reasoning(delta):
             yield ReasoningDelta(reasoning)
-        if text := _text(delta.content):
+        if text := wire.text(delta.content):
             yield TextDelta(text)
-        if refusal := _text(delta.refusal):
+        if refusal := wire.text(delta.refusal):
             self.refused = True
             yield TextDelta(refusal)
         for call in delta.tool_calls or ():
@@ -193,14 +171,14 @@ class _StreamReading:
 
     def _tool_call(self, call: ChoiceDeltaToolCall) -> ToolCallDelta:
         """Id and name with the first part only, as the contract says; some vendors repeat them, some give no id or index."""
-        function, given = call.function, _text(call.id)
+        function, given = call.function, wire.text(call.id)
         index = self._index(call.index, given)
-        name = _text(function.name) if function else ""
-        arguments = _arguments(function.arguments) if function else ""
+        name = wire.text(function.name) if function else ""
+        arguments = wire.arguments(function.arguments) if function else ""
         known = self._calls.get(index)
         if known is None:
             self._calls[index] = _OpenCall(given, bool(name))
-            return ToolCallDelta(index, given or _made_up_id(), name, arguments)
+            return ToolCallDelta(index, given or wire.made_up_id(), name, arguments)
         name = "" if known.named else name
         known.named = known.named or bool(name)
         return ToolCallDelta(index, "", name, arguments)
@@ -304,87 +282,39 @@ def _deltas_of_message(message: ChatCompletionMessage) -> Iterator[Delta]:
     if reasoning := _reasoning(message):
         yield ReasoningDelta(reasoning)
     # A refusal is the model's answer in words; the finish reason says the rest.
-    if text := _text(message.content) or _text(message.refusal):
+    if text := wire.text(message.content) or wire.text(message.refusal):
         yield TextDelta(text)
     for index, call in enumerate(message.tool_calls or ()):
         if call.type == "custom":
             continue
-        name = _text(call.function.name)
+        name = wire.text(call.function.name)
         if not name:
             raise ValueError("a tool call without a name")
-        yield ToolCallDelta(index, _text(call.id) or _made_up_id(), name, _arguments(call.function.arguments))
-
-
-def _text(value: object) -> str:
-    """Text that may be missing or come in parts. Raises for what is none."""
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return "".join(_text(part["text"]) for part in value if part.get("type") in ("text", "output_text"))
-    if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} where text is due")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, escaped, is no character and fits in no message
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
-
-
-def _arguments(value: object) -> str:
-    """Arguments of a tool call as JSON text; some vendors send the object itself."""
-    return _text(json.dumps(value) if isinstance(value, dict) else value)
-
-
-def _made_up_id() -> str:
-    return f"call_{uuid4().hex[:24]}"
+        yield ToolCallDelta(
+            index, wire.text(call.id) or wire.made_up_id(), name, wire.arguments(call.function.arguments)
+        )
 
 
 def _reasoning(message: ChatCompletionMessage | ChoiceDelta) -> str:
     extra = message.model_extra or {}
     for name in ("reasoning_content", "reasoning"):
         if isinstance(text := extra.get(name), str):
-            return _text(text)
+            return wire.text(text)
     return ""
 
 
 def usage_of(usage: CompletionUsage | None) -> Usage | None:
     """Normalised token counts; None unless both totals are there. Cached tokens are part of the prompt's everywhere."""
-    prompt, output = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    prompt, output = wire.count(usage, "prompt_tokens"), wire.count(usage, "completion_tokens")
     if usage is None or prompt is None or output is None:
         return None
-    cached = min(_count(usage.prompt_tokens_details, "cached_tokens") or 0, prompt)
+    cached = min(wire.count(usage.prompt_tokens_details, "cached_tokens") or 0, prompt)
     return Usage(
         input_tokens=prompt,
         output_tokens=output,
         cache_read_input_tokens=cached,
-        cache_write_input_tokens=min(_count(usage.prompt_tokens_details, "cache_write_tokens") or 0, prompt - cached),
-        reasoning_output_tokens=_count(usage.completion_tokens_details, "reasoning_tokens") or 0,
+        cache_write_input_tokens=min(
+            wire.count(usage.prompt_tokens_details, "cache_write_tokens") or 0, prompt - cached
+        ),
+        reasoning_output_tokens=wire.count(usage.completion_tokens_details, "reasoning_tokens") or 0,
     )
-
-
-def _count(holder: object, name: str) -> int | None:
-    value = getattr(holder, name, None)
-    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
-    return value if good else None
-
-
-def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds that the vendor asks us to wait; None where it does not say, or says nonsense."""
-    seconds = None
-    try:
-        if milliseconds := headers.get("retry-after-ms"):
-            seconds = float(milliseconds) / 1000
-        elif value := headers.get("retry-after"):
-            seconds = float(value) if _NUMBER.fullmatch(value) else (parsedate_to_datetime(value) - now).total_seconds()
-    except (ValueError, TypeError):
-        return None
-    return None if seconds is None or not math.isfinite(seconds) else min(max(seconds, 0.0), _LONGEST_WAIT_S)
-
-
-def _detail(error: openai.APIStatusError) -> str:
-    """The vendor's error code where it is one. Its message may quote the prompt or the key and is never passed on."""
-    return _identifier(error.code) or _identifier(error.type)
-
-
-def _identifier(value: object) -> str:
-    return f" ({value})" if isinstance(value, str) and _IDENTIFIER.fullmatch(value) else ""

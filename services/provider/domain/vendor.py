@@ -9,6 +9,7 @@ from services.common.chat import Chat, Delta, FinishReason
 from services.common.chat_pb import Caller
 from services.common.money import Usage
 from services.provider.domain.charge import Charge, Compute
+from services.provider.domain.prompt_cache import NO_HINTS, CacheHints
 
 
 class Reason(StrEnum):
@@ -61,7 +62,7 @@ class Call:
     """One call of a vendor: `model` is the vendor's id; `trace` holds the headers that continue the trace.
 
     `timeout_s` is how long a stream may be silent, or how long a whole answer may take; `deadline_s` is when the caller's
-    deadline passes, None without one. Both are in seconds from the call's begin.
+    deadline passes, None without one. Both are in seconds from the call's begin. `hints` say what the vendor may keep.
     """
 
     model: str
@@ -71,6 +72,7 @@ class Call:
     timeout_s: float
     deadline_s: float | None = None
     trace: tuple[tuple[str, str], ...] = ()
+    hints: CacheHints = NO_HINTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from openai.types import CompletionUsage
 from services.common.chat import Chat, Message, Role, Sampling, TextPart, Tool, ToolChoice
 from services.common.chat_pb import Caller
 from services.common.money import Usage
-from services.provider.adapters.openai import OpenAI, encoded, request_of, retry_after, usage_of
+from services.provider.adapters.openai import OpenAI, encoded, request_of, usage_of
+from services.provider.adapters.wire import retry_after
 from services.provider.domain.vendor import Call, Reason, VendorError
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
