@@ -1,8 +1,9 @@
 """Questions put together from parts: a way of asking, an action or a thing, a condition.
 
 `frames/kinds_*.txt` holds ways of asking by kind ("how", "cost"), `frames/facts_*.txt` attributes and the things that have them,
-every other file actions and conditions of one domain. Wordings of one part are interchangeable; another part is another
-question. So the same words serve questions that are alike and questions that are not: only their meaning tells them apart.
+`frames/pairs_*.txt` what one thing does to another, every other file actions and conditions of one domain. Wordings of one part
+are interchangeable; another part is another question. So the same words serve questions that are alike and questions that are
+not: only their meaning tells them apart.
 """
 
 import random
@@ -13,8 +14,11 @@ from pathlib import Path
 from training.data import Group, Question
 
 FRAMES = Path(__file__).parent / "frames"
-DEVELOPMENT_DOMAINS = frozenset({"hotels", "insurance", "saas", "facts_sport"})
+DEVELOPMENT_DOMAINS = frozenset({"hotels", "insurance", "saas", "facts_sport", "pairs_travel"})
 """Their questions train no weight."""
+
+SYMMETRIC = frozenset({"met", "together"})
+"""Relations that ask the same the other way round."""
 
 LANGUAGES = ("en", "es")
 QUESTIONS = 6
@@ -35,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """What can be asked about. `heads` are actions or attributes, `tails` conditions or things."""
+    """What can be asked about. `heads` are actions, attributes or relations, `tails` conditions or things."""
 
     name: str
     heads: tuple[Part, ...]
@@ -43,8 +47,13 @@ class Domain:
 
     @property
     def of_facts(self) -> bool:
-        """Whether the heads ask by themselves; else they need a way of asking."""
+        """Whether a head asks about one thing."""
         return self.name.startswith("facts_")
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether a head asks about two things, in their order; neither of both needs a way of asking."""
+        return self.name.startswith("pairs_")
 
 
 def load(folder: Path = FRAMES) -> tuple[tuple[Part, ...], tuple[Domain, ...]]:
@@ -62,6 +71,8 @@ def load(folder: Path = FRAMES) -> tuple[tuple[Part, ...], tuple[Domain, ...]]:
 
 def draw(kinds: Sequence[Part], domain: Domain, chance: random.Random) -> Group:
     """Questions of a domain that differ in one part from one another or from the first."""
+    if domain.of_pairs:
+        return _draw_pairs(domain, chance)
     head, tail, kind = chance.choice(domain.heads), _tail(domain, chance), chance.choice(kinds)
     asked = {_key(domain, kind, head, tail): (kind, head, tail)}
     for _ in range(8 * QUESTIONS):
@@ -81,6 +92,31 @@ def draw(kinds: Sequence[Part], domain: Domain, chance: random.Random) -> Group:
     for key, (kind, head, tail) in asked.items():
         for language in LANGUAGES:
             said = {_said(domain, kind, head, tail, language, chance) for _ in range(WORDINGS)}
+            questions += [Question(text, language, key) for text in sorted(said)]
+    return Group("frames", domain.name, tuple(questions))
+
+
+def _draw_pairs(domain: Domain, chance: random.Random) -> Group:
+    """A relation of two things, the same the other way round, another relation of them, and with a third thing."""
+    (head, other), (a, b, c) = chance.sample(domain.heads, 2), chance.sample(domain.tails, 3)
+    questions = []
+    for relation, first, second in (
+        (head, a, b),
+        (head, b, a),
+        (other, a, b),
+        (other, b, a),
+        (head, a, c),
+        (head, c, b),
+    ):
+        ends = (first.name, second.name)
+        key = "/".join((domain.name, relation.name, *(sorted(ends) if relation.name in SYMMETRIC else ends)))
+        for language in LANGUAGES:
+            said = {
+                chance.choice(relation.wordings[language])
+                .replace("{a}", chance.choice(first.wordings[language]))
+                .replace("{b}", chance.choice(second.wordings[language]))
+                for _ in range(WORDINGS)
+            }
             questions += [Question(text, language, key) for text in sorted(said)]
     return Group("frames", domain.name, tuple(questions))
 

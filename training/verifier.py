@@ -27,6 +27,8 @@ from training.quality import Scores, quality
 
 FRAMED = 2
 """Groups of questions put together from parts that a step of stage "framed" takes besides."""
+RELATED = 0.25
+"""Share of them that is about what one thing does to another: few files, and nothing else teaches it."""
 HARD = 0.7
 """Share of pairs that are mined; the others are drawn blindly, as most traffic is neither."""
 SELF = 0.04
@@ -75,6 +77,7 @@ class Sampler:
         self._framed = stage == "framed"
         self._kinds, domains = frames.load()
         self._domains = [domain for domain in domains if domain.name not in frames.DEVELOPMENT_DOMAINS]
+        self._related = [domain for domain in self._domains if domain.of_pairs]
         self._families = list(families)
         self._banking = [group for group in intents if group.source == "banking77"]
         self._parallel = [group for group in intents if group.source == "xquad"]
@@ -90,7 +93,8 @@ class Sampler:
                 self._queue = chance.sample(self._families, len(self._families))
             found += self._of(self._queue.pop(), each)
         for _ in range(FRAMED if self._framed else 0):
-            found += self._of(frames.draw(self._kinds, chance.choice(self._domains), chance), each)
+            some = self._related if chance.random() < RELATED else self._domains
+            found += self._of(frames.draw(self._kinds, chance.choice(some), chance), each)
         for _ in range(banking):
             one, other = chance.sample(self._banking, 2)
             a, b = chance.sample(one.questions, 2)
