@@ -87,7 +87,7 @@ def desks(model: Lookalike, groups: Sequence[Group], chance: random.Random) -> E
                     for question in group.questions:
                         if question.language == language:
                             by_key.setdefault(question.key, []).append(question)
-            wordings = [chance.sample(some, len(some)) for _, some in sorted(by_key.items())]
+            wordings = [chance.sample(some, len(some)) for _, some in sorted(by_key.items()) if len(some) > 1]
             stored = [some[0] for some in wordings]
             asked = [some[1] for some in wordings]
             nearness = vectors(model, asked) @ vectors(model, stored).T

@@ -1,6 +1,5 @@
 """The processes under measurement: the mesh without its engine, a vendor without latency, an OTLP receiver, the bare chain."""
 
-import asyncio
 import json
 import secrets
 import sys
@@ -9,8 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.processes import started
 from services.cli.embedded.redis_server import redis_command
-from services.cli.processes import Child, Events, Spec, free_ports, health_probe, port_probe
+from services.cli.processes import Spec, free_ports, health_probe, port_probe
 from services.edge.adapters.keys import hash_key
 
 SERVICES = ("embedder", "cache", "router", "compressor", "provider", "edge")
@@ -18,11 +18,6 @@ CHAIN = ("echo_front", "echo_back")
 # Of the mesh's processes these are no part of the product: their CPU is shown, and left out of the total.
 OUTSIDE = ("vendor", "otlp_receiver")
 MODELS = ("smollm2-135m-instruct", "gpt-4o-mini", "gpt-4o", "o1", "claude-sonnet")
-START_TIMEOUT_S = 120.0
-
-
-class StartError(Exception):
-    """A process did not start; the message has the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -50,36 +45,8 @@ async def start(folder: Path) -> AsyncIterator[Running]:
     (folder / "vendors.yaml").write_text(json.dumps({"vendors": [vendor]}), encoding="utf-8")  # JSON is YAML
     for name in ("redis", "qdrant", "spool"):
         (folder / name).mkdir()
-    died: list[str] = []
-    events = Events(lambda *_: None, lambda name, how, _again: died.append(f"{name}: {how}"), lambda: None)
-    children = [Child(spec, folder / f"{spec.name}.log", events) for spec in _specs(folder, address)]
-    tasks = [asyncio.create_task(child.run()) for child in children]
-    try:
-        for child in children:
-            await _until_ready(child)
-        yield Running(address, {child.spec.name: child.pid for child in children if child.pid is not None}, key)
-        if died:
-            raise StartError(f"a process died during the measurement: {', '.join(died)}")
-    except Exception as error:
-        for child in children:
-            if words := child.last_words(3):
-                error.add_note(f"the log of {child.spec.name} ends:\n{words}")
-        raise
-    finally:
-        for child in reversed(children):
-            await child.stop(grace_s=5)
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _until_ready(child: Child) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in (child.is_ready, child.failed)]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED, timeout=START_TIMEOUT_S)
-    finally:
-        for wait in waits:
-            wait.cancel()
-    if not child.is_ready.is_set():
-        raise StartError(f"{child.spec.name} did not start; its log ends:\n{child.last_words()}")
+    async with started(_specs(folder, address), folder) as pids:
+        yield Running(address, pids, key)
 
 
 def _specs(folder: Path, address: Mapping[str, str]) -> list[Spec]:

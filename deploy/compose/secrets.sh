@@ -19,7 +19,7 @@ printf 'REDISCLI_AUTH=%s\n' "$redis" >"$directory/redis.env"
 printf 'QDRANT__SERVICE__API_KEY=%s\n' "$qdrant" >"$directory/qdrant.env"
 printf 'LLMMESH_CACHE_REDIS_URL=redis://:%s@redis:6379/0\nLLMMESH_CACHE_QDRANT_API_KEY=%s\n' "$redis" "$qdrant" >"$directory/cache.env"
 printf 'LLMMESH_EDGE_REDIS_URL=redis://:%s@redis:6379/0\n' "$redis" >"$directory/edge.env"
-printf '# Keys of vendors, by the names that vendors.yaml gives them.\n# OPENAI_API_KEY=\n' >"$directory/provider.env"
+printf 'LLMMESH_PROVIDER_REDIS_URL=redis://:%s@redis:6379/0\n# Keys of vendors, by the names that vendors.yaml gives them.\n# OPENAI_API_KEY=\n' "$redis" >"$directory/provider.env"
 digest=$(printf '%s' "$key" | sha256sum | cut -d ' ' -f 1)
 printf '{"%s": {"tenant": "demo"}}\n' "$digest" >"$directory/keys.json"
 # Mounted into containers that run as other users; the folder keeps everyone else on the host out.

@@ -25,7 +25,6 @@ from services.cache.servicer import CacheServicer
 from services.cache.settings import CacheSettings
 from services.common.channels import open_channel
 from services.common.clock import SystemClock
-from services.common.money import Usage, price
 from services.common.policy import Policy
 from services.common.prices import PriceBook
 from services.common.runtime import Service
@@ -73,10 +72,6 @@ async def build(settings: CacheSettings, stack: AsyncExitStack) -> list[Service]
     if settings.provider:
         judge = ProviderJudge(await stack.enter_async_context(open_channel(settings.provider)))
 
-    def priced(model: str, usage: Usage) -> int | None:
-        rates = prices.rates(model)
-        return None if rates is None else price(rates, usage)
-
     quality = Quality(Calibration.load(), clock, _state_changed)
     # Written once more when everything else is closed; what cannot be written then is lost.
     stack.push_async_callback(_last_sync, quality, bodies)
@@ -90,12 +85,12 @@ async def build(settings: CacheSettings, stack: AsyncExitStack) -> list[Service]
         quality,
         clock,
         later,
-        prices=priced,
+        prices=prices.price,
         answer_text=answer_text,
         verifier=embedder,
         judge=judge,
     )
-    cache = SemanticCache(bodies, vectors, paraphrases, quality, clock, later, priced)
+    cache = SemanticCache(bodies, vectors, paraphrases, quality, clock, later, prices.price)
     stack.push_async_callback(cache.close)
     learning = Learning(bodies, quality, bodies, answer_text=answer_text, stale=_stale, embedder=embedder)
 

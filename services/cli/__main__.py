@@ -18,9 +18,12 @@ from rich.table import Table
 
 from services.cli import chat as chat_command
 from services.cli import costs as costs_command
+from services.cli.batch import commands as batch_commands
 from services.cli.cache import commands as cache_commands
 from services.cli.demo import report, run, workload
+from services.cli.export import commands as export_commands
 from services.cli.mesh import LocalMesh, MeshError, MeshJson, Reporter, default_state_dir, read_mesh_json
+from services.cli.prices import commands as prices_commands
 from services.cli.running import run as _run
 from services.common.policy import SHIPPED as SHIPPED_POLICY
 from services.common.yaml_file import ConfigError
@@ -74,7 +77,7 @@ def chat(
     text: Annotated[str, typer.Argument(help="The question")],
     state: State = None,
     tenant: Annotated[str, typer.Option(help="On whose behalf")] = "acme-shop",
-    model: Annotated[str, typer.Option(help="auto, a tier or a model, also with :floor or :nitro")] = "auto",
+    model: Annotated[str, typer.Option(help="auto, a tier or a model, also with :floor, :nitro or :balanced")] = "auto",
     system: Annotated[str | None, typer.Option(help="System prompt")] = None,
 ) -> None:
     """Ask the running mesh and see the answer as it comes."""
@@ -234,7 +237,10 @@ def _running(state: Path | None) -> MeshJson | None:
     return None
 
 
+batch_commands.register(app)
 cache_commands.register(app)
+export_commands.register(app)
+prices_commands.register(app)
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import grpc
 
 from llmmesh.common.v1 import chat_pb2
+from llmmesh.edge.v1.batch_pb2_grpc import BatchServiceStub
 from llmmesh.edge.v1.costs_pb2_grpc import CostServiceStub
 from llmmesh.edge.v1.inference_pb2_grpc import InferenceServiceStub
 from services.cli.mesh import MeshError, MeshJson
@@ -19,6 +20,7 @@ class Client:
     def __init__(self, channel: grpc.aio.Channel, key: str) -> None:
         self.inference = InferenceServiceStub(channel)
         self.costs = CostServiceStub(channel)
+        self.batches = BatchServiceStub(channel)
         self.metadata = (("authorization", f"Bearer {key}"),)
 
 

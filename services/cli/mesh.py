@@ -206,7 +206,7 @@ class LocalMesh:
             "router": policy,
             "compressor": {},
             "engine": {"PRICE_USD_PER_HOUR": ENGINE_USD_PER_HOUR, "THREADS": "1"},
-            "provider": {"VENDORS_FILE": str(state / "vendors.yaml")},
+            "provider": {"VENDORS_FILE": str(state / "vendors.yaml"), "REDIS_URL": redis_url},
             "edge": {
                 "REDIS_URL": redis_url,
                 "KEYS_FILE": str(state / "keys.json"),

@@ -68,6 +68,13 @@ class UnknownModel(MeshError):
         super().__init__(message, violations=(Violation(field, message),))
 
 
+class UnknownBatch(MeshError):
+    """The tenant has no such batch, or has it no more."""
+
+    status = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_BATCH"
+
+
 class Unauthenticated(MeshError):
     """No credential, or one that is not known."""
 
@@ -186,6 +193,14 @@ def table() -> dict[str, type[MeshError]]:
     return {kind.reason: kind for kind in _subclasses(MeshError)}
 
 
+def of_reason(reason: str, message: str) -> MeshError:
+    """The error of that reason; a bare MeshError for one that is not in the table."""
+    kind = table().get(reason, MeshError)
+    error = kind.__new__(kind)
+    MeshError.__init__(error, message)
+    return error
+
+
 def to_status(error: MeshError) -> status_pb2.Status:
     """The rich status that travels in the trailing metadata."""
     details: list[any_pb2.Any] = []
@@ -231,7 +246,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
     code = error.code()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded("the deadline passed")
-    if code is grpc.StatusCode.UNAVAILABLE:
+    # A server that stops cancels what it did not begin and, once its grace is over, what it did not end.
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return NotReady("the service cannot be reached")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TooLarge("a message exceeds the size limit")

@@ -1,6 +1,8 @@
 """Tokens and money. Money is an integer count of nano-USD; rates are nano-USD per million tokens."""
 
 from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Protocol
 
 NANO = 1_000_000_000
 LONG_TTL_S = 3600
@@ -33,6 +35,31 @@ class Rates:
     cache_write_long: int = 0
 
 
+class RatesOf(Protocol):
+    """Answers what a model costs, by the price book's name of it."""
+
+    def __call__(self, model: str, *, input_tokens: int = 0) -> Rates | None:
+        """Today's rates for a request of this size; None where no price is known, which is never the same as free."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """What one model costs on one day, and what a batch pays.
+
+    `long` holds for the whole of a request of more than `long_from` input tokens; None where size makes no difference.
+    """
+
+    rates: Rates
+    batch: Rates
+    long: "Tariff | None" = None
+    long_from: int = 0
+
+    def at(self, input_tokens: int) -> "Tariff":
+        """What holds for a request of this size."""
+        return self if self.long is None or input_tokens <= self.long_from else self.long
+
+
 def price(rates: Rates, usage: Usage) -> int:
     """What a call costs in nano-USD, rounded half up once over the sum."""
     long_writes = sum(tokens for ttl, tokens in usage.cache_writes if ttl >= LONG_TTL_S)
@@ -46,6 +73,26 @@ def price(rates: Rates, usage: Usage) -> int:
         + usage.output_tokens * rates.output
     )
     return (total + 500_000) // 1_000_000
+
+
+def batch_rates(rates: Rates, factor: Decimal) -> Rates:
+    """Rates of which a batch pays `factor` (above 0, up to 1), each rounded half up."""
+
+    def share(rate: int) -> int:
+        return int((rate * factor).to_integral_value(ROUND_HALF_UP))
+
+    return Rates(
+        input=share(rates.input),
+        output=share(rates.output),
+        cache_read=share(rates.cache_read),
+        cache_write=share(rates.cache_write),
+        cache_write_long=share(rates.cache_write_long),
+    )
+
+
+def batch_discount(rates: Rates, usage: Usage, batch: Rates) -> int:
+    """What a batch is spared on a call: price(rates, usage) less this is price(batch, usage), to the nano-USD."""
+    return price(rates, usage) - price(batch, usage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,10 +88,31 @@ class CompressionPolicy(_Strict):
     min_block_tokens: int = Field(256, ge=1, description="Shorter texts stay as they are.")
 
 
+class ResiliencePolicy(_Strict):
+    """What may be spent for a quick answer."""
+
+    hedge: bool = Field(
+        False, description="Start a second candidate beside a slow one; the tokens of the slower one are paid as well."
+    )
+
+
 class BudgetPolicy(_Strict):
     """What a tenant may spend."""
 
     usd_per_day: float | None = Field(None, gt=0, description="Hard limit per UTC day in dollars; unset means none.")
+
+
+class RecordPolicy(_Strict):
+    """Whose questions and answers are kept, to train a model of theirs on (`llmmesh export finetune`)."""
+
+    tenants: tuple[str, ...] = Field((), description="Tenants who opted in; nothing is kept of anybody else.")
+    keep: Seconds = Field(30 * 86_400.0, description="How long a question and its answer are kept.")
+    max_pairs: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Most questions kept of a tenant in this namespace, each of at most 256 KiB; older ones go.",
+    )
 
 
 class NamespacePolicy(_Strict):
@@ -99,7 +120,9 @@ class NamespacePolicy(_Strict):
 
     cache: CachePolicy = Field(default_factory=CachePolicy)
     compression: CompressionPolicy = Field(default_factory=CompressionPolicy)
+    resilience: ResiliencePolicy = Field(default_factory=ResiliencePolicy)
     budget: BudgetPolicy = Field(default_factory=BudgetPolicy)
+    record: RecordPolicy = Field(default_factory=RecordPolicy)
     default_tier: str = Field("medium", description="Tier when the router is down.")
 
 

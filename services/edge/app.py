@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, suppress
 
 import structlog
 
+from llmmesh.edge.v1.batch_pb2_grpc import add_BatchServiceServicer_to_server
 from llmmesh.edge.v1.costs_pb2_grpc import add_CostServiceServicer_to_server
 from llmmesh.edge.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from services.common.channels import open_channel
@@ -17,12 +18,20 @@ from services.common.policy import Policy, TtlClass
 from services.common.prices import PriceBook
 from services.common.runtime import Service
 from services.common.yaml_file import ConfigError
+from services.edge.adapters.batch_provider import BatchProviderPeer
 from services.edge.adapters.keys import KeyFile
 from services.edge.adapters.peers import CachePeer, CompressorPeer, EmbedderPeer, LeasePeer, ProviderPeer, RouterPeer
 from services.edge.adapters.redis import RedisBudgets, RedisLedger, open_redis
+from services.edge.adapters.redis_batches import RedisBatches
 from services.edge.adapters.spans import check_span
 from services.edge.adapters.spool import FileSpool
+from services.edge.adapters.traffic import RedisTraffic
+from services.edge.batch_servicer import BatchServicer
+from services.edge.domain.batch_items import ItemSteps, Records
+from services.edge.domain.batch_worker import BatchWorker
+from services.edge.domain.ledger import Spool
 from services.edge.domain.steps import Steps
+from services.edge.domain.traffic import Recording
 from services.edge.domain.trip import NamespaceRules, Rules
 from services.edge.domain.walk import Walk
 from services.edge.servicer import CostServicer, InferenceServicer
@@ -49,22 +58,41 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
     names = ("embedder", "cache", "router", "compressor", "provider")
     channels = {name: await stack.enter_async_context(open_channel(getattr(settings, name))) for name in names}
     on_degraded = note_degraded()
-    steps = Steps(
-        rules_of(policy, prices),
-        EmbedderPeer(channels["embedder"], settings.embed_timeout_seconds),
-        CachePeer(channels["cache"], settings.cache_timeout_seconds, settings.store_timeout_seconds),
-        RouterPeer(channels["router"], settings.route_timeout_seconds),
-        CompressorPeer(channels["compressor"], settings.compress_timeout_seconds),
-        ProviderPeer(channels["provider"]),
-        RedisBudgets(redis, limits, settings.budget_replicas, clock),
-        spool,
+    budgets = RedisBudgets(redis, limits, settings.budget_replicas, clock)
+
+    def steps_to(records: Spool) -> Steps:
+        return Steps(
+            rules_of(policy, prices),
+            EmbedderPeer(channels["embedder"], settings.embed_timeout_seconds),
+            CachePeer(channels["cache"], settings.cache_timeout_seconds, settings.store_timeout_seconds),
+            RouterPeer(channels["router"], settings.route_timeout_seconds),
+            CompressorPeer(channels["compressor"], settings.compress_timeout_seconds),
+            ProviderPeer(channels["provider"]),
+            budgets,
+            records,
+            clock,
+            on_degraded,
+            random.random,
+            check_span,
+            RedisTraffic(redis, clock),
+        )
+
+    walk = Walk(steps_to(spool), LeasePeer(channels["cache"], settings.cache_timeout_seconds), on_degraded)
+    stack.push_async_callback(walk.close)
+    batches, records = RedisBatches(redis), Records(spool)
+    batch_steps = steps_to(records)
+    stack.push_async_callback(batch_steps.close)
+    worker = BatchWorker(
+        batches,
+        BatchProviderPeer(channels["provider"]),
+        ItemSteps(batch_steps, records),
+        ledger,
+        budgets,
         clock,
         on_degraded,
-        random.random,
-        check_span,
+        _note_defect,
     )
-    walk = Walk(steps, LeasePeer(channels["cache"], settings.cache_timeout_seconds), on_degraded)
-    stack.push_async_callback(walk.close)
+    await _keep(stack, worker.run())
     await _keep(stack, _reload_forever(keys))
     return [
         Service(
@@ -78,14 +106,20 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
             add_CostServiceServicer_to_server,
             missing=ledger.missing,
         ),
+        Service(
+            "llmmesh.edge.v1.BatchService",
+            BatchServicer(batches, keys, clock, batch_steps.rules_of, worker.wake),
+            add_BatchServiceServicer_to_server,
+            missing=ledger.missing,
+        ),
     ]
 
 
 def rules_of(policy: Policy, prices: PriceBook) -> Rules:
     """The policy as the walk sees it."""
 
-    def baseline() -> Rates:
-        rates = prices.rates(policy.baseline)
+    def baseline(input_tokens: int) -> Rates:
+        rates = prices.rates(policy.baseline, input_tokens=input_tokens)
         if rates is None:  # the policy was checked against the price book when it was loaded
             raise ConfigError(f"no price is known for the baseline model {policy.baseline!r}")
         return rates
@@ -107,6 +141,8 @@ def rules_of(policy: Policy, prices: PriceBook) -> Rules:
                 min_block_tokens=rules.compression.min_block_tokens,
                 default_tier=rules.default_tier,
                 budgeted=rules.budget.usd_per_day is not None,
+                hedge=rules.resilience.hedge,
+                recording=Recording(frozenset(rules.record.tenants), rules.record.max_pairs, rules.record.keep),
             )
             for name, rules in policy.namespaces.items()
         },
@@ -127,6 +163,10 @@ def note_degraded() -> Callable[[str, MeshError], None]:
             log.warning("degraded", skipped=service, reason=error.reason, error=error.message)
 
     return note
+
+
+def _note_defect(batch_id: str, error: Exception) -> None:
+    log.error("batch_worker_failed", batch=batch_id, exc_info=error)
 
 
 async def _keep(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:

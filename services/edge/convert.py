@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from llmmesh.common.v1 import usage_pb2
-from llmmesh.edge.v1 import costs_pb2, inference_pb2
+from llmmesh.edge.v1 import batch_pb2, costs_pb2, inference_pb2
 from services.common.chat_pb import (
     Checker,
     answer_to_pb,
@@ -52,26 +52,7 @@ def question_from_pb(
     check = Checker()
     check_names(check, pb.namespace, pb.endpoint, pb.user)
     check.need(len(pb.model) <= 128, "model", "at most 128 characters")
-    control = CacheControl()
-    if pb.HasField("cache"):
-        cache = pb.cache
-        if cache.HasField("min_similarity"):
-            check.need(0 <= cache.min_similarity <= 1, "cache.min_similarity", "must be between 0 and 1")
-        check.need(
-            len(cache.tags) <= 16 and all(0 < len(tag) <= 64 for tag in cache.tags),
-            "cache.tags",
-            "at most 16 tags of 1 to 64 characters",
-        )
-        age = _seconds_of(cache.max_age) if cache.HasField("max_age") else None
-        in_range = age is None or 0 <= age <= MAX_AGE_S
-        check.need(in_range, "cache.max_age", f"must not be negative, at most {MAX_AGE_S} s")
-        control = CacheControl(
-            cache.bypass,
-            cache.no_store,
-            cache.min_similarity if cache.HasField("min_similarity") else None,
-            age,
-            tuple(cache.tags),
-        )
+    control = control_from_pb(check, pb)
     try:
         chat = chat_from_pb(pb.chat)
     except InvalidInput as error:
@@ -79,6 +60,33 @@ def question_from_pb(
     check.done()
     return Question(
         tenant, request_id, chat, pb.model or "auto", pb.namespace or "default", pb.endpoint, pb.user, control, pb.chat
+    )
+
+
+def control_from_pb(
+    check: Checker,
+    pb: inference_pb2.CompleteRequest | inference_pb2.StreamCompleteRequest | batch_pb2.CreateBatchRequest,
+) -> CacheControl:
+    """What the caller asks of the cache; `check` notes what is wrong with it."""
+    if not pb.HasField("cache"):
+        return CacheControl()
+    cache = pb.cache
+    if cache.HasField("min_similarity"):
+        check.need(0 <= cache.min_similarity <= 1, "cache.min_similarity", "must be between 0 and 1")
+    check.need(
+        len(cache.tags) <= 16 and all(0 < len(tag) <= 64 for tag in cache.tags),
+        "cache.tags",
+        "at most 16 tags of 1 to 64 characters",
+    )
+    age = _seconds_of(cache.max_age) if cache.HasField("max_age") else None
+    in_range = age is None or 0 <= age <= MAX_AGE_S
+    check.need(in_range, "cache.max_age", f"must not be negative, at most {MAX_AGE_S} s")
+    return CacheControl(
+        cache.bypass,
+        cache.no_store,
+        cache.min_similarity if cache.HasField("min_similarity") else None,
+        age,
+        tuple(cache.tags),
     )
 
 
@@ -96,7 +104,7 @@ def receipt_to_pb(receipt: Receipt) -> inference_pb2.Receipt:
     """Where the answer came from."""
     return inference_pb2.Receipt(
         request_id=receipt.request_id,
-        outcome=_OUTCOMES[receipt.outcome],
+        outcome=_OUTCOMES.get(receipt.outcome, inference_pb2.OUTCOME_UNSPECIFIED),  # of an item without an answer
         model=receipt.model,
         tier=receipt.tier,
         bill=bill_to_pb(receipt.bill) if receipt.bill else None,

@@ -67,7 +67,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def GiveFeedback(
         self, request: inference_pb2.GiveFeedbackRequest, context: Context
     ) -> inference_pb2.GiveFeedbackResponse:
-        authorization, _ = _headers(context)
+        authorization, _ = headers_of(context)
         tenant = self._keys.tenant(authorization)
         namespace, request_id, right = feedback_from_pb(request)
         if context.time_remaining() is None:
@@ -78,7 +78,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _question(
         self, request: inference_pb2.CompleteRequest | inference_pb2.StreamCompleteRequest, context: Context
     ) -> Question:
-        authorization, request_id = _headers(context)
+        authorization, request_id = headers_of(context)
         tenant = self._keys.tenant(authorization)
         if request_id is not None and not REQUEST_ID.fullmatch(request_id):
             raise InvalidInput(violations=(Violation("metadata.x-request-id", REQUEST_ID_FORM),))
@@ -100,7 +100,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return question
 
 
-def _headers(context: Context) -> tuple[str | None, str | None]:
+def headers_of(context: Context) -> tuple[str | None, str | None]:
     """`authorization` and `x-request-id`. Raises Unauthenticated for two keys: which of them counts is not for us to guess."""
     authorization, request_id = None, None
     for key, value in context.invocation_metadata() or ():
@@ -164,7 +164,7 @@ class CostServicer(costs_pb2_grpc.CostServiceServicer):
         self._clock = clock
 
     async def QueryCosts(self, request: costs_pb2.QueryCostsRequest, context: Context) -> costs_pb2.QueryCostsResponse:
-        authorization, _ = _headers(context)
+        authorization, _ = headers_of(context)
         tenant = self._keys.tenant(authorization)
         first, end, group_by = query_from_pb(request, self._clock.now())
         # What this replica still holds belongs into the sums; without Redis the query fails just below.

@@ -15,12 +15,14 @@ from services.engine.adapters.llamacpp import LlamaCpp
 from services.engine.domain.backend import Backend, ModelAbsent
 from services.engine.domain.engine import Engine
 from services.engine.domain.meter import DeviceMeter
+from services.engine.domain.tally import Tally
 from services.engine.servicer import EngineServicer
 from services.engine.settings import EngineSettings
 
 log = structlog.get_logger()
 
 LOOK_FOR_MODEL_S = 2.0
+VLLM_STEP_TOKENS = 2048  # what vLLM mostly chooses for a server
 
 
 async def build(settings: EngineSettings, stack: AsyncExitStack) -> Sequence[Service]:
@@ -46,7 +48,8 @@ def open_engine(settings: EngineSettings, stack: AsyncExitStack) -> Engine:
         vllm = Vllm(settings)
         stack.push_async_callback(vllm.close)
         devices = settings.vllm_tensor_parallel_size * settings.vllm_pipeline_parallel_size
-        return _engine(settings, vllm, settings.vllm_max_num_seqs, devices)
+        step_tokens = settings.vllm_max_num_batched_tokens or VLLM_STEP_TOKENS
+        return _engine(settings, vllm, settings.vllm_max_num_seqs, step_tokens, devices)
     llamacpp = LlamaCpp(
         settings.model_path,
         slots=settings.slots,
@@ -57,13 +60,15 @@ def open_engine(settings: EngineSettings, stack: AsyncExitStack) -> Engine:
         default_output_tokens=settings.default_output_tokens,
     )
     stack.push_async_callback(llamacpp.close)
-    return _engine(settings, llamacpp, settings.slots, devices=1)
+    return _engine(settings, llamacpp, settings.slots, settings.batch_tokens)
 
 
-def _engine(settings: EngineSettings, backend: Backend, max_running: int, devices: int) -> Engine:
+def _engine(settings: EngineSettings, backend: Backend, max_running: int, step_tokens: int, devices: int = 1) -> Engine:
+    weight = settings.decode_token_weight
     return Engine(
         backend,
-        DeviceMeter(time.monotonic_ns, devices),
+        DeviceMeter(time.monotonic_ns, devices, step_tokens=step_tokens, decode_weight=weight),
+        Tally(time.monotonic_ns),
         model=settings.model_name,
         max_running=max_running,
         max_waiting=settings.max_waiting,

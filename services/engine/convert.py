@@ -52,6 +52,15 @@ def status_response(status: Status) -> engine_pb2.GetStatusResponse:
         max_running=status.max_running,
         idle_time=_duration(status.idle_ns),
         busy_time=_duration(status.busy_ns),
+        unbilled_time=_duration(status.unbilled_ns),
+        answers=status.answers,
+        input_tokens=status.input_tokens,
+        cached_input_tokens=status.cached_tokens,
+        output_tokens=status.output_tokens,
+        output_tokens_per_second=status.output_tokens_per_second,
+        prefix_hit_rate=status.prefix_hit_rate,
+        kv_cache_use=status.kv_cache_use,
+        library_metrics=status.library_metrics,
     )
 
 

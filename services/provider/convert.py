@@ -27,9 +27,28 @@ from services.common.errors import (
 )
 from services.provider.domain.dispatch import Finished, Order, Started, UnknownCandidate
 from services.provider.domain.plan import Attempt, NoAnswer
+from services.provider.domain.prompt_cache import CacheOutcome, PromptCacheReport, VolatileKind
+from services.provider.domain.prompt_cache.tally import Row
 
 MAX_CANDIDATES = 16
 MAX_ATTEMPTS = 16
+
+_OUTCOMES = {
+    CacheOutcome.HIT: provider_pb2.PROMPT_CACHE_OUTCOME_HIT,
+    CacheOutcome.FIRST: provider_pb2.PROMPT_CACHE_OUTCOME_FIRST,
+    CacheOutcome.TOO_SHORT: provider_pb2.PROMPT_CACHE_OUTCOME_TOO_SHORT,
+    CacheOutcome.CHANGED: provider_pb2.PROMPT_CACHE_OUTCOME_CHANGED,
+    CacheOutcome.EXPIRED: provider_pb2.PROMPT_CACHE_OUTCOME_EXPIRED,
+    CacheOutcome.SWITCHED: provider_pb2.PROMPT_CACHE_OUTCOME_SWITCHED,
+    CacheOutcome.UNREPORTED: provider_pb2.PROMPT_CACHE_OUTCOME_UNREPORTED,
+    CacheOutcome.OFF: provider_pb2.PROMPT_CACHE_OUTCOME_OFF,
+}
+_VOLATILE = {
+    VolatileKind.TIMESTAMP: provider_pb2.VOLATILE_KIND_TIMESTAMP,
+    VolatileKind.UUID: provider_pb2.VOLATILE_KIND_UUID,
+    VolatileKind.ID: provider_pb2.VOLATILE_KIND_ID,
+    VolatileKind.COUNTER: provider_pb2.VOLATILE_KIND_COUNTER,
+}
 
 Request = provider_pb2.GenerateRequest | provider_pb2.StreamGenerateRequest
 
@@ -50,6 +69,7 @@ def order_from(request: Request, *, streaming: bool, deadline: float | None) -> 
         streaming,
         deadline,
         max_attempts,
+        request.hedge,
     )
 
 
@@ -67,6 +87,7 @@ def event_to_pb(event: Started | Delta | Finished) -> provider_pb2.StreamGenerat
                     usage=usage_to_pb(event.usage),
                     charge=_charge_to_pb(event),
                     attempts=[_attempt_to_pb(a) for a in event.attempts],
+                    prompt_cache=_report_to_pb(event.prompt_cache),
                 )
             )
         case delta:
@@ -82,6 +103,7 @@ def answer_response(started: Started, answer: Answer, finished: Finished) -> pro
         model=started.model,
         vendor=started.vendor,
         attempts=[_attempt_to_pb(a) for a in finished.attempts],
+        prompt_cache=_report_to_pb(finished.prompt_cache),
     )
 
 
@@ -92,16 +114,21 @@ def models_response(models: list[tuple[str, str]]) -> provider_pb2.ListModelsRes
     )
 
 
+def stats_response(rows: list[Row]) -> provider_pb2.PromptCacheStatsResponse:
+    """What prompt caches brought."""
+    return provider_pb2.PromptCacheStatsResponse(rows=[_row_to_pb(row) for row in rows])
+
+
 DOMAIN_ERRORS = (UnknownCandidate, NoAnswer)
 
 
 def error_of(error: Exception) -> MeshError:
-    """What the caller gets to see of an error of the domain. `wasted_nanousd` is what failed attempts cost."""
+    """What the caller gets to see of an error of the domain. `wasted_nanousd` is what the failed `attempts` cost."""
     match error:
         case UnknownCandidate():
             return UnknownModel(str(error), field="candidates")
         case NoAnswer(reason=reason, message=message):
-            metadata = {"wasted_nanousd": str(error.wasted)}
+            metadata = {"wasted_nanousd": str(error.wasted), "attempts": str(error.attempts)}
             if reason == InvalidInput.reason:
                 refused = InvalidInput(violations=(Violation(error.field, message),))
                 refused.metadata = metadata
@@ -120,6 +147,7 @@ def _charge_to_pb(finished: Finished) -> provider_pb2.Charge:
     if not charge.unpriced:
         pb.cost_nanousd = charge.cost
         pb.rates.CopyFrom(rates_to_pb(charge.rates))
+        pb.batch_discount_nanousd = charge.batch_discount
     return pb
 
 
@@ -130,4 +158,41 @@ def _attempt_to_pb(attempt: Attempt) -> provider_pb2.Attempt:
         outcome=attempt.outcome,
         cost_nanousd=attempt.cost_nanousd,
         duration_ms=attempt.duration_ms,
+    )
+
+
+def _report_to_pb(report: PromptCacheReport) -> provider_pb2.PromptCacheReport:
+    pb = provider_pb2.PromptCacheReport(
+        outcome=_OUTCOMES[report.outcome],
+        static_tokens=report.static_tokens,
+        read_tokens=report.read_tokens,
+        written_tokens=report.written_tokens,
+        volatile_fields=[
+            provider_pb2.VolatileField(kind=_VOLATILE[one.kind], part=one.part, offset=one.offset, moved=one.moved)
+            for one in report.volatile
+        ],
+    )
+    if (change := report.change) is not None:
+        pb.change.CopyFrom(provider_pb2.PromptChange(part=change.part, offset=change.offset, excerpt=change.excerpt))
+    return pb
+
+
+def _row_to_pb(row: Row) -> provider_pb2.PromptCacheRow:
+    return provider_pb2.PromptCacheRow(
+        tenant=row.tenant,
+        endpoint=row.endpoint,
+        model=row.model,
+        vendor=row.vendor,
+        requests=row.requests,
+        hits=row.outcomes[CacheOutcome.HIT],
+        input_tokens=row.input_tokens,
+        read_tokens=row.read_tokens,
+        written_tokens=row.written_tokens,
+        saved_nanousd=row.saved,
+        volatile_requests=row.volatile,
+        outcomes=[
+            provider_pb2.PromptCacheOutcomeCount(outcome=number, requests=row.outcomes[outcome])
+            for outcome, number in _OUTCOMES.items()
+            if row.outcomes[outcome]
+        ],
     )

@@ -47,6 +47,12 @@ class ProviderServicer(provider_pb2_grpc.ProviderServiceServicer):
     ) -> provider_pb2.ListModelsResponse:
         return convert.models_response(self._dispatcher.models)
 
+    async def PromptCacheStats(
+        self, request: provider_pb2.PromptCacheStatsRequest, context: Context
+    ) -> provider_pb2.PromptCacheStatsResponse:
+        endpoint = request.endpoint if request.HasField("endpoint") else None
+        return convert.stats_response(self._dispatcher.prompts.rows(request.tenant, endpoint))
+
     async def _events(self, request: convert.Request, *, streaming: bool) -> AsyncGenerator[Started | Delta | Finished]:
         left = remaining()
         deadline = None if left is None else time.monotonic() + left

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from services.common.prices import SHIPPED as SHIPPED_PRICES
 from services.common.settings import ServiceSettings, settings_config
+from services.provider.cache_rules import SHIPPED as SHIPPED_CACHE_RULES
 
 
 class ProviderSettings(ServiceSettings):
@@ -33,4 +34,43 @@ class ProviderSettings(ServiceSettings):
     )
     breaker_open_s: float = Field(
         10.0, gt=0, description="How long it is left alone before one call may probe it, in seconds."
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis in which replicas share the vendors' limits: redis://, rediss:// (TLS) or unix://. Unset: each "
+        "counts for itself.",
+    )
+    limit_replicas: int = Field(
+        1,
+        ge=1,
+        description="Provider replicas: without Redis, or while it is down, each keeps to this share of a vendor's limits.",
+    )
+    hedge_quantile: float = Field(
+        0.95,
+        gt=0,
+        lt=1,
+        description="Where the policy allows hedging: a second candidate starts when the first is slower than this share of "
+        "its recent calls.",
+    )
+    hedge_floor_s: float = Field(
+        1.0, ge=0, le=600, description="Before this time no second candidate starts, in seconds."
+    )
+    batch_concurrency: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Items of batches that are answered at once by vendors without a batch API, such as our own engine: few, "
+        "since callers who wait go first.",
+    )
+    prompt_cache: bool = Field(
+        True,
+        description="Plan what vendors keep of prompts: stable bytes, breakpoints, cache keys, warm candidates first.",
+    )
+    prompt_cache_file: Path = Field(
+        SHIPPED_CACHE_RULES, description="YAML file of how vendors keep prompts. Default: the one that is shipped."
+    )
+    prompt_cache_move_volatile: bool = Field(
+        False,
+        description="Send sentences of the system text that hold times, ids or counters behind the newest message, so that "
+        "what stands before them can be kept.",
     )

@@ -8,6 +8,7 @@ MAX_NAME_LENGTH = 128
 MAX_WARM_PREFIXES = 64
 
 _OBJECTIVES_PB = {
+    Objective.POLICY: router_pb2.OBJECTIVE_POLICY,
     Objective.BALANCED: router_pb2.OBJECTIVE_BALANCED,
     Objective.CHEAPEST: router_pb2.OBJECTIVE_CHEAPEST,
     Objective.FASTEST: router_pb2.OBJECTIVE_FASTEST,

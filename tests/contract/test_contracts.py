@@ -65,11 +65,14 @@ def test_names_that_tools_rely_on():
 
     assert methods("edge", "inference", "InferenceService") == {"Complete", "StreamComplete", "GiveFeedback"}
     assert methods("edge", "costs", "CostService") == {"QueryCosts"}
+    batches = {"CreateBatch", "GetBatch", "ListBatches", "StreamBatchResults", "CancelBatch"}
+    assert methods("edge", "batch", "BatchService") == batches
     assert methods("embedder", "embedder", "EmbedderService") >= {"Embed", "ScorePairs"}
     assert methods("cache", "cache", "CacheService") >= {"Lookup", "Store", "Invalidate"}
     assert methods("router", "router", "RouterService") >= {"Route"}
     assert methods("compressor", "compressor", "CompressorService") >= {"Compress"}
     assert methods("provider", "provider", "ProviderService") >= {"Generate", "StreamGenerate"}
+    assert methods("provider", "batch", "BatchService") >= {"SubmitBatch", "PollBatch", "FetchBatchResults", "RunBatch"}
     assert methods("engine", "engine", "EngineService") >= {"Generate", "StreamGenerate"}
 
 

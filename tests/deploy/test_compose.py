@@ -158,6 +158,7 @@ def test_only_the_provider_has_a_way_out(config):
     assert {name for name, service in config["services"].items() if "stores" in service["networks"]} == {
         "edge",
         "cache",
+        "provider",
         "redis",
         "qdrant",
     }
@@ -184,7 +185,7 @@ def test_secrets_fit_together_and_are_for_the_owner_only(secrets: Path):
     password = (secrets / "redis.env").read_text().strip().removeprefix("REDISCLI_AUTH=")
     assert len(password) == 48
     assert f">{password} " in (secrets / "redis.acl").read_text()
-    for service in ("cache", "edge"):
+    for service in ("cache", "edge", "provider"):
         assert (
             f"LLMMESH_{service.upper()}_REDIS_URL=redis://:{password}@redis:6379/0\n"
             in (secrets / f"{service}.env").read_text()
@@ -192,7 +193,7 @@ def test_secrets_fit_together_and_are_for_the_owner_only(secrets: Path):
 
 
 def test_variables_in_the_secret_files_are_settings(secrets: Path):
-    for service in ("cache", "edge"):
+    for service in ("cache", "edge", "provider"):
         kind = settings_of(service)
         names = re.findall(r"^(\w+)=", (secrets / f"{service}.env").read_text(), re.MULTILINE)
         assert {name.removeprefix(f"LLMMESH_{service.upper()}_").lower() for name in names} <= set(kind.model_fields)

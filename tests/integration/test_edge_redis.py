@@ -150,6 +150,14 @@ async def test_a_released_reservation_is_free_again(budgets):
     await budgets.reserve("acme", "default", LIMIT, "r2")
 
 
+async def test_the_same_reservation_again_takes_the_place_of_the_first_one(budgets, clock):
+    await budgets.reserve("acme", "default", LIMIT // 2, "r1", for_s=86_400.0)
+    await budgets.reserve("acme", "default", LIMIT, "r1", for_s=86_400.0)
+    clock.at += RESERVATION_S + 1
+    with pytest.raises(BudgetExceeded):
+        await budgets.reserve("acme", "default", 1, "r2")
+
+
 async def test_a_reservation_expires_by_itself(budgets, clock):
     await budgets.reserve("acme", "default", LIMIT, "r1")
     clock.at += RESERVATION_S - 1

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmmesh.common.v1 import caller_pb2, chat_pb2
 from llmmesh.engine.v1 import engine_pb2, engine_pb2_grpc
-from services.common.errors import InvalidInput, from_rpc_error
+from services.common.errors import InvalidInput, MeshError, NotReady, from_rpc_error
 from services.engine import app
 from services.engine.settings import EngineSettings
 from tests.waiting import until_answer
@@ -213,14 +213,24 @@ async def test_a_killed_engine_cuts_the_stream() -> None:
     assert "finished" not in kinds
 
 
-async def test_a_stopping_engine_finishes_its_streams() -> None:
+async def refusal(engine: Running) -> MeshError:
+    """What calls get once the engine has noticed that it is to stop."""
+    while True:
+        try:
+            await engine.status()
+        except grpc.aio.AioRpcError as error:
+            return from_rpc_error(error)
+
+
+async def test_a_stopping_engine_finishes_its_streams_and_takes_no_new_ones() -> None:
     async with running_engine() as engine:
-        call = engine.stub.StreamGenerate(request("Tell a story.", max_output_tokens=40))
+        call = engine.stub.StreamGenerate(request("Tell a story.", max_output_tokens=120))
         kinds: list[str | None] = []
         async for event in call:
             kinds.append(event.WhichOneof("event"))
             if len(kinds) == 4:
                 engine.process.terminate()
+                assert isinstance(await refusal(engine), NotReady)
         assert kinds[-1] == "finished"
         assert await engine.process.wait() == 0
 

@@ -645,6 +645,7 @@ class Provider(provider_pb2_grpc.ProviderServiceServicer):
 
     async def Generate(self, request, context):
         self.deadline = context.time_remaining()
+        self.hedge = request.hedge
         if self.error:
             raise self.error
         return provider_pb2.GenerateResponse(
@@ -652,6 +653,7 @@ class Provider(provider_pb2_grpc.ProviderServiceServicer):
         )
 
     async def StreamGenerate(self, request, context):
+        self.hedge = request.hedge
         yield provider_pb2.StreamGenerateResponse(started=provider_pb2.Started(model="gpt-4o", vendor="v"))
         if self.error:
             raise self.error
@@ -671,6 +673,15 @@ async def provider():
 async def test_an_empty_answer_of_a_model_is_an_answer(provider):
     made = await provider.peer.generate(question(), question().chat, ["gpt-4o"])
     assert made.answer.message.text == ""
+
+
+@pytest.mark.parametrize("hedge", [False, True])
+async def test_the_provider_is_told_whether_it_may_hedge(provider, hedge):
+    await provider.peer.generate(question(), question().chat, ["gpt-4o"], hedge=hedge)
+    assert provider.hedge is hedge
+    provider.hedge = None
+    assert [type(e) async for e in provider.peer.stream(question(), question().chat, ["gpt-4o"], hedge=hedge)]
+    assert provider.hedge is hedge
 
 
 async def test_the_deadline_goes_on_to_a_peer(provider):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -23,9 +23,10 @@ from services.common.errors import (
 )
 from services.common.runtime import Service
 from services.common.testing import serve
-from services.engine.domain.backend import Completed, Piece
+from services.engine.domain.backend import Completed, Piece, PromptSize
 from services.engine.domain.engine import Engine
 from services.engine.domain.meter import DeviceMeter
+from services.engine.domain.tally import Tally
 from services.engine.servicer import EngineServicer
 
 CALLER = caller_pb2.Caller(tenant="acme")
@@ -40,6 +41,7 @@ class FakeBackend:
     adapters: tuple[str, ...] = ()
     max_context_tokens = 128
     fault: str | None = None
+    kv_cache_use: float | None = 0.25
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -47,11 +49,15 @@ class FakeBackend:
         self.dies = False
         self.left = asyncio.Event()
 
+    def metrics(self) -> Mapping[str, float]:
+        return {"fake:steps_total": 7.0}
+
     async def start(self) -> None:
         pass
 
-    async def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[Piece | Completed]:
+    async def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[PromptSize | Piece | Completed]:
         try:
+            yield PromptSize(12, 8)
             yield Piece(TextDelta("Hello"))
             await self.go.wait()
             if not self.dies:
@@ -69,6 +75,7 @@ async def engine_over(
     engine = Engine(
         backend,
         DeviceMeter(lambda: next(ticks)),
+        Tally(lambda: next(ticks)),
         model="small",
         max_running=slots,
         max_waiting=queue,
@@ -172,9 +179,36 @@ async def test_bad_input_is_named_by_field() -> None:
         assert error.violations[0].field == "caller.tenant"
 
 
-async def test_status_accounts_for_all_time() -> None:
+async def test_another_adapter_is_refused_by_name_and_a_loaded_one_answers() -> None:
+    backend = FakeBackend()
+    backend.adapters = ("legal",)
+    async with engine_over(backend) as engine:
+        status = await engine.GetStatus(engine_pb2.GetStatusRequest())
+        assert list(status.adapters) == ["legal"]
+        answered = await engine.Generate(engine_pb2.GenerateRequest(caller=CALLER, chat=CHAT, model="legal"))
+        assert answered.model == "legal"
+        error = await refused(engine.Generate(engine_pb2.GenerateRequest(caller=CALLER, chat=CHAT, model="medical")))
+    assert isinstance(error, UnknownModel)
+    assert "small, legal" in error.violations[0].description
+
+
+async def test_status_accounts_for_all_time_and_counts_answers() -> None:
     async with engine_over(FakeBackend(), slots=3) as engine:
+        await engine.Generate(engine_pb2.GenerateRequest(caller=CALLER, chat=CHAT))
         status = await engine.GetStatus(engine_pb2.GetStatusRequest())
     assert (status.backend, status.model, status.max_context_tokens, status.max_running) == ("fake", "small", 128, 3)
-    assert status.busy_time.ToNanoseconds() > 0
     assert status.idle_time.ToNanoseconds() > 0
+    # The proof of readiness is nobody's answer.
+    assert status.busy_time.ToNanoseconds() > status.unbilled_time.ToNanoseconds() > 0
+    assert (status.answers, status.input_tokens, status.cached_input_tokens, status.output_tokens) == (1, 12, 8, 2)
+    assert status.prefix_hit_rate == pytest.approx(8 / 12)
+    assert status.output_tokens_per_second > 0
+    assert status.kv_cache_use == 0.25
+    assert dict(status.library_metrics) == {"fake:steps_total": 7.0}
+
+
+async def test_what_the_library_does_not_tell_is_unset() -> None:
+    backend = FakeBackend()
+    backend.kv_cache_use = None
+    async with engine_over(backend) as engine:
+        assert not (await engine.GetStatus(engine_pb2.GetStatusRequest())).HasField("kv_cache_use")

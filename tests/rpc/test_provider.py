@@ -74,7 +74,7 @@ async def provider_over(**vendors: FakeVendor) -> AsyncIterator[provider_pb2_grp
     }
     dispatcher = Dispatcher(
         candidates,
-        {"cheap": RATES}.get,
+        lambda model, *, input_tokens=0: {"cheap": RATES}.get(model),
         RetryRules(2, 0.0, 0.0),
         SpanWatch(),
         monotonic=time.monotonic,

@@ -50,7 +50,7 @@ async def test_a_route_has_tier_candidates_prices_and_a_reason(router):
     assert not any(candidate.HasField("quality") for candidate in found.candidates)
     assert "proof" in found.reason
     assert found.score >= 0.75
-    assert found.objective == router_pb2.OBJECTIVE_BALANCED
+    assert found.objective == router_pb2.OBJECTIVE_POLICY
     assert found.cost_nanousd == 0
 
 
@@ -60,6 +60,15 @@ async def test_suffixes_set_the_objective(router):
     assert floor.objective == router_pb2.OBJECTIVE_CHEAPEST
     assert nitro.objective == router_pb2.OBJECTIVE_FASTEST
     assert [candidate.model for candidate in nitro.candidates] == ["gpt-4o"]
+    balanced = await router.Route(ask("hi", requested_model="reasoning:balanced"))
+    assert balanced.objective == router_pb2.OBJECTIVE_BALANCED
+
+
+async def test_speeds_come_out_of_the_price_book(router):
+    policy_order = await router.Route(ask("hi", requested_model="reasoning"))
+    nitro = await router.Route(ask("hi", requested_model="reasoning:nitro"))
+    assert [candidate.model for candidate in policy_order.candidates[:2]] == ["o1", "gpt-4o"]
+    assert [candidate.model for candidate in nitro.candidates[:2]] == ["gpt-4o", "o1"]
 
 
 async def test_warm_prefixes_and_batches_lower_the_price(router):

@@ -98,18 +98,24 @@ class Connection(asyncio.Protocol):
         """All at once."""
         self._transport.write(data)
 
-    def send_slowly(self, pieces: Sequence[bytes], *, delay_s: float = 0.0, then: Ending = "") -> None:
-        """Pieces after `delay_s`; then nothing more ("hang"), or the connection drops ("drop"), or it goes on."""
-        self._sending = asyncio.get_running_loop().create_task(self._send_slowly(pieces, delay_s, then))
+    def send_slowly(
+        self, pieces: Sequence[bytes], *, delay_s: float = 0.0, pace_s: float = 0.0, then: Ending = ""
+    ) -> None:
+        """Pieces after `delay_s`, with `pace_s` between two; then nothing more ("hang"), or the connection drops ("drop"),
+        or it goes on.
+        """
+        self._sending = asyncio.get_running_loop().create_task(self._send_slowly(pieces, delay_s, pace_s, then))
 
     def abort(self) -> None:
         """Drops it."""
         self._transport.abort()
 
-    async def _send_slowly(self, pieces: Sequence[bytes], delay_s: float, then: Ending) -> None:
+    async def _send_slowly(self, pieces: Sequence[bytes], delay_s: float, pace_s: float, then: Ending) -> None:
         if delay_s:
             await asyncio.sleep(delay_s)
-        for piece in pieces:
+        for number, piece in enumerate(pieces):
+            if pace_s and number:
+                await asyncio.sleep(pace_s)
             self._transport.write(piece)
         if then == "hang":
             await asyncio.Event().wait()

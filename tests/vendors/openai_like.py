@@ -11,17 +11,32 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
 import uvloop
 
 from tests.vendors.http import END, Connection, Ending, HttpServer, event, head, json_response, response
+from tests.vendors.openai_cache import PromptCache, Refused, refuse_hints, tokens_of
 
 TEXT = "Your order is on its way and arrives on Monday."
 
-Fault = Literal["", "cut", "cut_clean", "reset", "malformed", "empty_choices", "wrong_type", "error_event", "hang"]
+HUGE_CHARS = 5 * 1024 * 1024
+
+Fault = Literal[
+    "",
+    "cut",
+    "cut_clean",
+    "reset",
+    "malformed",
+    "empty_choices",
+    "wrong_type",
+    "error_event",
+    "hang",
+    "duplicate",
+    "huge",
+]
 
 
 @dataclass(frozen=True)
@@ -30,9 +45,10 @@ class Script:
 
     `cut` drops the connection after half of the answer, `cut_clean` ends it there with a well-formed end of body but no
     finish reason; `reset` drops it before the first byte; `malformed` sends half a JSON object; `error_event` reports an
-    error in the middle of a stream; `hang` sends the headers and half of the answer and then nothing more; `delay_s` passes
-    before the first byte. `deltas` are sent as they are instead of text, reasoning and tool calls; the message of a whole
-    answer is the first of them.
+    error in the middle of a stream; `hang` sends the headers and half of the answer and then nothing more; `duplicate` sends
+    a piece of text, the finish reason and the usage twice, or the choice of a whole answer; `huge` sends HUGE_CHARS in one
+    piece in the middle; `delay_s` passes before the first byte, `pace_s` before every further piece. `deltas` are sent as
+    they are instead of text, reasoning and tool calls; the message of a whole answer is the first of them.
     """
 
     status: int = 200
@@ -40,6 +56,7 @@ class Script:
     error: Mapping[str, Any] = field(default_factory=dict)
     fault: Fault = ""
     delay_s: float = 0.0
+    pace_s: float = 0.0
     text: str = TEXT
     reasoning: str = ""
     tool_calls: Sequence[Mapping[str, Any]] = ()
@@ -54,10 +71,21 @@ DEFAULT = Script()
 
 
 class OpenAILike(HttpServer):
-    """The vendor. `requests` holds the JSON bodies it got."""
+    """The vendor. `requests` holds the JSON bodies it got.
 
-    def __init__(self, api_key: str | None = None, port: int = 0, script: Script = DEFAULT) -> None:
+    With a prompt cache it counts tokens by itself, takes hints about the cache and writes an invoice; without one it is a
+    compatible vendor that refuses what it does not know.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        port: int = 0,
+        script: Script = DEFAULT,
+        prompt_cache: PromptCache | None = None,
+    ) -> None:
         super().__init__(port)
+        self._prompt_cache = prompt_cache
         self.requests: list[dict[str, Any]] = []
         self.always = script
         self.keep_requests = True
@@ -84,17 +112,38 @@ class OpenAILike(HttpServer):
             if self.keep_requests:
                 self.requests.append(request)
             script = self._scripts.popleft() if self._scripts else self.always
+            try:
+                script = self._charged(script, request, body)
+            except Refused as refused:
+                error = {"message": str(refused), "type": "invalid_request_error", "code": "unknown_parameter"}
+                connection.send(json_response(400, {"error": error}))
+                return
             with_usage = bool((request.get("stream_options") or {}).get("include_usage"))
             pieces = _pieces(script, request["model"], bool(request.get("stream")), with_usage)
-            if script.delay_s or script.fault:
+            if script.delay_s or script.pace_s or script.fault:
                 ending: Ending = (
                     "hang" if script.fault == "hang" else "drop" if script.fault in ("cut", "reset") else ""
                 )
-                connection.send_slowly(pieces, delay_s=script.delay_s, then=ending)
+                connection.send_slowly(pieces, delay_s=script.delay_s, pace_s=script.pace_s, then=ending)
             else:
                 connection.send(b"".join(pieces))
         else:
             connection.send(json_response(404, {"error": {"message": "Unknown request URL", "code": "unknown_url"}}))
+
+
+    @property
+    def invoice(self) -> int:
+        """What all calls so far cost, in nano-USD; 0 without a prompt cache."""
+        return 0 if self._prompt_cache is None else self._prompt_cache.invoice
+
+    def _charged(self, script: Script, request: Mapping[str, Any], body: bytes) -> Script:
+        if self._prompt_cache is None:
+            if b'"prompt_cache' in body:
+                refuse_hints(request)
+            return script
+        if script.status != 200 or script.usage is None:
+            return script
+        return replace(script, usage=self._prompt_cache.usage(request, tokens_of(script.text)))
 
 
 def _pieces(script: Script, model: str, stream: bool, with_usage: bool) -> Sequence[bytes]:
@@ -123,13 +172,15 @@ def _whole_pieces(script: Script, model: str) -> Sequence[bytes]:
         message["tool_calls"] = list(script.tool_calls)
     if script.deltas:
         message = script.deltas[0]
+    if script.fault == "huge":
+        message["content"] = "x" * HUGE_CHARS
     choice = {"index": 0, "message": message, "finish_reason": script.finish_reason}
     body = {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 1_700_000_000,
         "model": model,
-        "choices": [] if script.fault == "empty_choices" else [choice],
+        "choices": [] if script.fault == "empty_choices" else [choice] * (2 if script.fault == "duplicate" else 1),
     }
     if script.usage is not None:
         body["usage"] = dict(script.usage)
@@ -177,10 +228,15 @@ def _stream_pieces(script: Script, model: str, with_usage: bool) -> Sequence[byt
                 event('{"error": {"message": "overloaded", "type": "server_error"}}'),
                 END,
             ]
+        case "duplicate":
+            pieces.insert(half_way, pieces[half_way])
+        case "huge":
+            pieces.insert(half_way, chunk({"content": "x" * HUGE_CHARS}))
+    times = 2 if script.fault == "duplicate" else 1
     if script.finish_reason is not None:
-        pieces.append(chunk({}, script.finish_reason))
+        pieces += [chunk({}, script.finish_reason)] * times
     if with_usage and script.usage is not None:
-        pieces.append(event(json.dumps({**base, "choices": [], "usage": dict(script.usage)})))
+        pieces += [event(json.dumps({**base, "choices": [], "usage": dict(script.usage)}))] * times
     return [start, *pieces, event("[DONE]"), END]
 
 
@@ -189,10 +245,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.vendors.openai_like", description=__doc__)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--delay-ms", type=float, default=0.0, help="before the first byte of every answer")
+    parser.add_argument("--pace-ms", type=float, default=0.0, help="before every further piece of a stream")
     options = parser.parse_args()
 
     async def serve() -> None:
-        script = Script(delay_s=options.delay_ms / 1000) if options.delay_ms else DEFAULT
+        slow = Script(delay_s=options.delay_ms / 1000, pace_s=options.pace_ms / 1000)
+        script = DEFAULT if slow == DEFAULT else slow
         async with OpenAILike(port=options.port, script=script) as vendor:
             vendor.keep_requests = False
             print(vendor.base_url, flush=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 import socket
 import sys
@@ -32,10 +33,12 @@ class Running:
 
 @pytest_asyncio.fixture(scope="session")
 async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
-    from tiny_model import CONTEXT_TOKENS, write_tiny_model
+    from tiny_model import CONTEXT_TOKENS, write_tiny_adapter, write_tiny_model
 
     folder: Path = tmp_path_factory.mktemp("model")
     write_tiny_model(folder)
+    adapter: Path = tmp_path_factory.mktemp("adapter")
+    write_tiny_adapter(adapter)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -50,6 +53,8 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
         "VLLM_ENFORCE_EAGER": "true",
         "VLLM_MAX_MODEL_LEN": CONTEXT_TOKENS,
         "VLLM_MAX_NUM_SEQS": 8,
+        "VLLM_LORA_ADAPTERS": json.dumps({"tiny-legal": str(adapter)}),
+        "VLLM_MAX_LORA_RANK": 8,
     }
     environment = os.environ | {f"LLMMESH_ENGINE_{name}": str(value) for name, value in settings.items()}
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.engine", env=environment)

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmmesh.common.v1 import caller_pb2, chat_pb2
 from llmmesh.engine.v1 import engine_pb2, engine_pb2_grpc
-from services.common.errors import InvalidInput, from_rpc_error
+from services.common.errors import InvalidInput, UnknownModel, from_rpc_error
 
 CALLER = caller_pb2.Caller(tenant="acme")
 
@@ -22,8 +22,8 @@ def chat(text: str, max_output_tokens: int = 12) -> chat_pb2.Chat:
     )
 
 
-def request(text: str, max_output_tokens: int = 12) -> engine_pb2.StreamGenerateRequest:
-    return engine_pb2.StreamGenerateRequest(caller=CALLER, chat=chat(text, max_output_tokens))
+def request(text: str, max_output_tokens: int = 12, model: str = "") -> engine_pb2.StreamGenerateRequest:
+    return engine_pb2.StreamGenerateRequest(caller=CALLER, chat=chat(text, max_output_tokens), model=model)
 
 
 async def finished(
@@ -91,6 +91,43 @@ async def test_a_prompt_that_cannot_fit_is_refused(engine: engine_pb2_grpc.Engin
 async def test_says_what_it_runs(engine: engine_pb2_grpc.EngineServiceAsyncStub) -> None:
     status = await engine.GetStatus(engine_pb2.GetStatusRequest())
     assert (status.backend, status.model, status.max_context_tokens) == ("vllm", "tiny", 1024)
+    assert list(status.adapters) == ["tiny-legal"]
+
+
+async def test_a_model_name_chooses_the_adapter(engine: engine_pb2_grpc.EngineServiceAsyncStub) -> None:
+    """In one step as well as alone: no request gets anything of its neighbour's adapter."""
+
+    async def said(model: str) -> tuple[str, str]:
+        wanted = engine_pb2.GenerateRequest(caller=CALLER, chat=chat("Where is the parcel?", 24), model=model)
+        response = await engine.Generate(wanted)
+        return response.model, response.answer.message.parts[0].text
+
+    alone = [await said(""), await said("tiny-legal")]
+    base, named, adapted = await asyncio.gather(said(""), said("tiny"), said("tiny-legal"))
+    assert alone == [base, adapted]
+    assert base == named
+    assert (base[0], adapted[0]) == ("tiny", "tiny-legal")
+    assert base[1] != adapted[1]
+
+
+async def test_an_unknown_adapter_is_refused_by_name(engine: engine_pb2_grpc.EngineServiceAsyncStub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await engine.Generate(engine_pb2.GenerateRequest(caller=CALLER, chat=chat("Hi"), model="tiny-medical"))
+    assert isinstance(from_rpc_error(caught.value), UnknownModel)
+
+
+async def test_passes_vllms_metrics_on(engine: engine_pb2_grpc.EngineServiceAsyncStub) -> None:
+    before = await engine.GetStatus(engine_pb2.GetStatusRequest())
+    done = await finished(engine, "Where is the parcel?")
+    after = await engine.GetStatus(engine_pb2.GetStatusRequest())
+    assert after.output_tokens - before.output_tokens == done.usage.output_tokens
+    metric = "vllm:generation_tokens_total"
+    assert after.library_metrics[metric] - before.library_metrics[metric] == done.usage.output_tokens
+    assert {"vllm:num_requests_running", "vllm:num_requests_waiting"} <= after.library_metrics.keys()
+    assert not [name for name in after.library_metrics if name.endswith("_bucket")]
+    assert after.HasField("kv_cache_use")
+    assert 0 <= after.kv_cache_use <= 1
+    assert after.output_tokens_per_second > 0
 
 
 async def test_a_dead_core_cuts_the_stream_and_makes_the_engine_unready(

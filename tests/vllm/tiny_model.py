@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 CONTEXT_TOKENS = 1024
@@ -57,6 +59,31 @@ def write_tiny_model(folder: Path) -> None:
             "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
             "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
             "torch_dtype": "float32",
+        },
+    )
+
+
+def write_tiny_adapter(folder: Path, rank: int = 8) -> None:
+    """A LoRA adapter of the tiny model with random weights, large enough to change what it says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = np.random.default_rng(7)
+    prefix = "base_model.model.model.layers"
+    weights = {
+        f"{prefix}.{layer}.self_attn.{module}.lora_{half}.weight": made.standard_normal(shape).astype(np.float32)
+        for layer in range(2)
+        for module, out in (("v_proj", 32), ("o_proj", 64))
+        for half, shape in (("A", (rank, 64)), ("B", (out, rank)))
+    }
+    save_file(weights, str(folder / "adapter_model.safetensors"))
+    _write(
+        folder / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": rank,
+            "lora_alpha": 64,
+            "target_modules": ["v_proj", "o_proj"],
+            "bias": "none",
         },
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 PRIOR_LOOKUPS = 150.0
 """As many lookups of its own make a namespace count as much as what is shipped."""
-HIGHEST_RISK = 0.1
+HIGHEST_RISK = 0.25
 """No budget makes a hit that is more likely wrong than this."""
 _FIRST, _PER_OCTAVE, _BINS = 1e-5, 4, 68
 

@@ -69,16 +69,16 @@ _LESSON_KINDS = {
 }
 
 
-async def _call(method: Any, request: Any, kind: type[R], at_most: float | None = None) -> R:
+async def unary(method: Any, request: Any, kind: type[R], at_most: float | None = None) -> R:
     """One unary call with trace context and deadline. Raises MeshError."""
     try:
         response: R = await method(request, metadata=outgoing_metadata(), timeout=remaining(keep=0.05, at_most=at_most))
     except grpc.aio.AioRpcError as error:
-        raise _named(error) from None
+        raise named_error(error) from None
     return response
 
 
-def _named(error: grpc.aio.AioRpcError) -> MeshError:
+def named_error(error: grpc.aio.AioRpcError) -> MeshError:
     """What the peer raised, in the words of our own request."""
     named = from_rpc_error(error)
     if isinstance(named, UnknownModel):
@@ -123,7 +123,7 @@ class EmbedderPeer:
 
     async def embed(self, text: str) -> Embedded:
         request = embedder_pb2.EmbedRequest(texts=[text])
-        response = await _call(self._embed, request, embedder_pb2.EmbedResponse, self._timeout)
+        response = await unary(self._embed, request, embedder_pb2.EmbedResponse, self._timeout)
         if len(response.vectors) != 1:
             raise NotReady("the embedder did not answer with one vector")
         vector = response.vectors[0]
@@ -151,7 +151,7 @@ class CachePeer:
             controls=_controls(question.control),
             skip_exact=vector is not None,
         )
-        response = await _call(self._lookup, request, cache_pb2.LookupResponse, self._lookup_timeout)
+        response = await unary(self._lookup, request, cache_pb2.LookupResponse, self._lookup_timeout)
         reason = response.verdict.reason
         similarity = response.verdict.candidates[0].similarity if response.verdict.candidates else None
         if response.outcome not in (cache_pb2.OUTCOME_EXACT_HIT, cache_pb2.OUTCOME_SEMANTIC_HIT):
@@ -187,12 +187,12 @@ class CachePeer:
         request = cache_pb2.LearnRequest(
             caller=_caller(question), lesson=lesson, answer=answer_to_pb(answer), kind=_LESSON_KINDS[kind]
         )
-        await _call(self._learn, request, cache_pb2.LearnResponse, LEARN_TIMEOUT_S)
+        await unary(self._learn, request, cache_pb2.LearnResponse, LEARN_TIMEOUT_S)
 
     async def feedback(self, tenant: str, namespace: str, request_id: str, right: bool) -> bool:
         caller = caller_to_pb(Caller(tenant, namespace, "", "", ""))
         request = cache_pb2.FeedbackRequest(caller=caller, request_id=request_id, right=right)
-        response = await _call(self._feedback, request, cache_pb2.FeedbackResponse, self._store_timeout)
+        response = await unary(self._feedback, request, cache_pb2.FeedbackResponse, self._store_timeout)
         return response.counted
 
     async def store(
@@ -217,7 +217,7 @@ class CachePeer:
             tags=question.control.tags,
             namespace_version=namespace_version,
         )
-        response = await _call(self._store, request, cache_pb2.StoreResponse, self._store_timeout)
+        response = await unary(self._store, request, cache_pb2.StoreResponse, self._store_timeout)
         return response.entry_id if response.stored else ""
 
 
@@ -233,7 +233,7 @@ class LeasePeer:
         request = cache_pb2.AcquireLeaseRequest(
             caller=_caller(question), exact_key=key, holder=holder, ttl=LEASE, keep_only=keep_only
         )
-        response = await _call(self._acquire, request, cache_pb2.AcquireLeaseResponse, self._timeout)
+        response = await unary(self._acquire, request, cache_pb2.AcquireLeaseResponse, self._timeout)
         return Lease(response.acquired, response.fencing_token, response.followed)
 
     async def publish(
@@ -252,7 +252,7 @@ class LeasePeer:
             await call.done_writing()
             await call
         except grpc.aio.AioRpcError as error:
-            raise _named(error) from None
+            raise named_error(error) from None
         except asyncio.InvalidStateError:  # the call ended before our last word
             raise await _why(call) from None
         finally:
@@ -274,7 +274,7 @@ class LeasePeer:
                 else:
                     return
         except grpc.aio.AioRpcError as error:
-            raise _named(error) from None
+            raise named_error(error) from None
         finally:
             call.cancel()
 
@@ -298,7 +298,7 @@ async def _why(call: Any) -> MeshError:
     try:
         await call
     except grpc.aio.AioRpcError as error:
-        return _named(error)
+        return named_error(error)
     return NotReady("the cache ended the call")
 
 
@@ -315,8 +315,9 @@ class RouterPeer:
             chat=_chat_to_pb(question, question.chat),
             requested_model=question.model,
             vector=_vector_to_pb(vector),
+            batch=question.batch,
         )
-        response = await _call(self._route, request, router_pb2.RouteResponse, self._timeout)
+        response = await unary(self._route, request, router_pb2.RouteResponse, self._timeout)
         return Route(
             tuple(candidate.model for candidate in response.candidates),
             response.tier,
@@ -334,7 +335,7 @@ class CompressorPeer:
 
     async def compress(self, chat: Chat, rate: float, min_block_tokens: int) -> Compressed:
         request = compressor_pb2.CompressRequest(chat=chat_to_pb(chat), rate=rate, min_block_tokens=min_block_tokens)
-        response = await _call(self._compress, request, compressor_pb2.CompressResponse, self._timeout)
+        response = await unary(self._compress, request, compressor_pb2.CompressResponse, self._timeout)
         return Compressed(
             chat_from_pb(response.chat) if response.applied else chat,
             response.original_tokens,
@@ -351,12 +352,14 @@ class ProviderPeer:
         stub = provider_pb2_grpc.ProviderServiceStub(channel)
         self._generate, self._stream = stub.Generate, stub.StreamGenerate
 
-    async def generate(self, question: Question, chat: Chat, candidates: Sequence[str]) -> Generated:
+    async def generate(
+        self, question: Question, chat: Chat, candidates: Sequence[str], *, hedge: bool = False
+    ) -> Generated:
         request = provider_pb2.GenerateRequest(
-            caller=_caller(question), chat=_chat_to_pb(question, chat), candidates=candidates
+            caller=_caller(question), chat=_chat_to_pb(question, chat), candidates=candidates, hedge=hedge
         )
-        response = await _call(self._generate, request, provider_pb2.GenerateResponse)
-        charge = _charge(response.charge)
+        response = await unary(self._generate, request, provider_pb2.GenerateResponse)
+        charge = charge_from_pb(response.charge)
         try:
             answer, usage = answer_from_pb(response.answer), usage_from_pb(response.usage)
         except InvalidInput as error:
@@ -366,10 +369,10 @@ class ProviderPeer:
         return Generated(answer, usage, charge, response.model, response.vendor)
 
     async def stream(
-        self, question: Question, chat: Chat, candidates: Sequence[str]
+        self, question: Question, chat: Chat, candidates: Sequence[str], *, hedge: bool = False
     ) -> AsyncGenerator[StreamStarted | Delta | StreamFinished, None]:
         request = provider_pb2.StreamGenerateRequest(
-            caller=_caller(question), chat=_chat_to_pb(question, chat), candidates=candidates
+            caller=_caller(question), chat=_chat_to_pb(question, chat), candidates=candidates, hedge=hedge
         )
         call = self._stream(request, metadata=outgoing_metadata(), timeout=remaining(keep=0.05))
         began = False
@@ -385,10 +388,12 @@ class ProviderPeer:
                 elif kind == "finished":
                     done = response.finished
                     yield StreamFinished(
-                        finish_reason_from_pb(done.finish_reason), usage_from_pb(done.usage), _charge(done.charge)
+                        finish_reason_from_pb(done.finish_reason),
+                        usage_from_pb(done.usage),
+                        charge_from_pb(done.charge),
                     )
         except grpc.aio.AioRpcError as error:
-            named = _named(error)
+            named = named_error(error)
             if began and error.code() is grpc.StatusCode.UNAVAILABLE and not isinstance(named, StreamCut):
                 raise StreamCut("the answer broke off before it was finished") from None
             raise named from None
@@ -396,7 +401,8 @@ class ProviderPeer:
             call.cancel()
 
 
-def _charge(pb: provider_pb2.Charge) -> Charge:
+def charge_from_pb(pb: provider_pb2.Charge) -> Charge:
+    """What an answer cost."""
     return Charge(
         pb.cost_nanousd,
         rates_from_pb(pb.rates),

@@ -13,10 +13,9 @@ from services.common.clock import Clock
 from services.common.errors import BudgetExceeded, NotReady
 from services.common.money import NANO, usd
 from services.edge.domain.ledger import UsageRecord, increments
+from services.edge.domain.ports import RESERVATION_S
 
 T = TypeVar("T")
-
-RESERVATION_S = 900
 
 # Record, roll-up and budget in one atomic step; a record that is there already changes nothing.
 # KEYS: records of the hour, roll-up of the hour, hours, budget of the day. ARGV: record id, record, hour, reservation id,
@@ -35,7 +34,7 @@ _RESERVE = """
 local all, spent, reserved = redis.call('HGETALL', KEYS[1]), 0, 0
 for i = 1, #all, 2 do
   if all[i] == 'spent' then spent = tonumber(all[i + 1])
-  else
+  elseif all[i] ~= 'r:' .. ARGV[3] then
     local amount, expiry = string.match(all[i + 1], '^(%d+):(%d+)$')
     if tonumber(expiry) <= tonumber(ARGV[4]) then redis.call('HDEL', KEYS[1], all[i])
     else reserved = reserved + tonumber(amount) end
@@ -52,14 +51,16 @@ def open_redis(url: str) -> Redis:
     return Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=0.5, health_check_interval=15)
 
 
-async def _guard(call: Awaitable[T]) -> T:
+async def guard(call: Awaitable[T]) -> T:
+    """The call's result. Raises NotReady when Redis cannot be reached or refuses."""
     try:
         return await call
     except (RedisError, OSError) as error:
         raise NotReady(f"redis: {type(error).__name__}") from None
 
 
-def _key(tenant: str, *rest: str) -> str:
+def tenant_key(tenant: str, *rest: str) -> str:
+    """A key on the tenant's own slot."""
     return ":".join((f"{{{tenant}}}", *rest))
 
 
@@ -72,7 +73,7 @@ class RedisLedger:
     async def missing(self) -> str | None:
         """What readiness waits for."""
         try:
-            await _guard(self._redis.ping())
+            await guard(self._redis.ping())
         except NotReady as error:
             return error.message
         return None
@@ -93,23 +94,24 @@ class RedisLedger:
             pipe.eval(
                 _WRITE,
                 4,
-                _key(record.tenant, "ledger", "records", hour),
-                _key(record.tenant, "ledger", "rollup", hour),
-                _key(record.tenant, "ledger", "hours"),
-                _key(record.tenant, "budget", record.namespace, hour[:10]),
+                tenant_key(record.tenant, "ledger", "records", hour),
+                tenant_key(record.tenant, "ledger", "rollup", hour),
+                tenant_key(record.tenant, "ledger", "hours"),
+                tenant_key(record.tenant, "budget", record.namespace, hour[:10]),
                 *args,
             )
-        await _guard(pipe.execute())
+        await guard(pipe.execute())
 
     async def rollups(self, tenant: str, first_hour: str, end_hour: str) -> list[tuple[str, dict[str, int]]]:
         hours = cast(
-            set[bytes], await _guard(cast(Awaitable[object], self._redis.smembers(_key(tenant, "ledger", "hours"))))
+            set[bytes],
+            await guard(cast(Awaitable[object], self._redis.smembers(tenant_key(tenant, "ledger", "hours")))),
         )
         wanted = sorted(h for h in (raw.decode() for raw in hours) if first_hour <= h < end_hour)
         pipe = self._redis.pipeline(transaction=False)
         for hour in wanted:
-            pipe.hgetall(_key(tenant, "ledger", "rollup", hour))
-        rows = cast(list[Mapping[bytes, bytes]], await _guard(pipe.execute()))
+            pipe.hgetall(tenant_key(tenant, "ledger", "rollup", hour))
+        rows = cast(list[Mapping[bytes, bytes]], await guard(pipe.execute()))
         return [
             (hour, {field.decode(): int(amount) for field, amount in row.items()})
             for hour, row in zip(wanted, rows, strict=True)
@@ -135,17 +137,19 @@ class RedisBudgets:
         self._clock = clock
         self._seen: dict[tuple[str, str], _Seen] = {}
 
-    async def reserve(self, tenant: str, namespace: str, amount: int, reservation_id: str) -> None:
+    async def reserve(
+        self, tenant: str, namespace: str, amount: int, reservation_id: str, for_s: float = RESERVATION_S
+    ) -> None:
         limit = self._limits.get(namespace)
         if limit is None:
             return
         now = self._clock.now()
         day = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d")
-        key = _key(tenant, "budget", namespace, day)
+        key = tenant_key(tenant, "budget", namespace, day)
         try:
             allowed, spent, reserved = cast(
                 tuple[int, int, int],
-                await _guard(
+                await guard(
                     cast(
                         Awaitable[object],
                         self._redis.eval(
@@ -156,7 +160,7 @@ class RedisBudgets:
                             str(amount),
                             reservation_id,
                             str(int(now)),
-                            str(int(now) + RESERVATION_S),
+                            str(int(now + for_s)),
                         ),
                     )
                 ),
@@ -187,8 +191,8 @@ class RedisBudgets:
 
     async def release(self, tenant: str, namespace: str, reservation_id: str) -> None:
         day = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y-%m-%d")
-        key = _key(tenant, "budget", namespace, day)
-        await _guard(cast(Awaitable[object], self._redis.hdel(key, f"r:{reservation_id}")))
+        key = tenant_key(tenant, "budget", namespace, day)
+        await guard(cast(Awaitable[object], self._redis.hdel(key, f"r:{reservation_id}")))
 
 
 def _exceeded(tenant: str, limit: int, spent: int, reserved: int, now: float) -> BudgetExceeded:

@@ -8,6 +8,8 @@ from typing import Protocol
 from services.common.chat import Answer, Chat, Delta, FinishReason
 from services.common.money import Rates, Usage
 
+RESERVATION_S = 900.0  # a request that takes longer has been lost
+
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
@@ -25,6 +27,7 @@ class Question:
     """One request: who asks, what, and how it may be answered.
 
     `wire` is the chat in the form in which it came, opaque here: adapters send it on instead of making it anew from `chat`.
+    `batch`: the caller can wait for a batch.
     """
 
     tenant: str
@@ -36,6 +39,7 @@ class Question:
     user: str = ""
     control: CacheControl = field(default_factory=CacheControl)
     wire: object = field(default=None, compare=False, repr=False)
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,18 +250,27 @@ class Compressor(Protocol):
 class Provider(Protocol):
     """The models themselves."""
 
-    async def generate(self, question: Question, chat: Chat, candidates: Sequence[str]) -> Generated: ...
+    async def generate(
+        self, question: Question, chat: Chat, candidates: Sequence[str], *, hedge: bool = False
+    ) -> Generated:
+        """A whole answer. `hedge`: a second model may be asked beside one that is slow."""
+        ...
 
     def stream(
-        self, question: Question, chat: Chat, candidates: Sequence[str]
+        self, question: Question, chat: Chat, candidates: Sequence[str], *, hedge: bool = False
     ) -> AsyncGenerator[StreamStarted | Delta | StreamFinished, None]: ...
 
 
 class Budgets(Protocol):
     """Spending limits."""
 
-    async def reserve(self, tenant: str, namespace: str, amount: int, reservation_id: str) -> None:
-        """Sets `amount` nano-USD aside where the namespace has a limit. Raises BudgetExceeded."""
+    async def reserve(
+        self, tenant: str, namespace: str, amount: int, reservation_id: str, for_s: float = RESERVATION_S
+    ) -> None:
+        """Sets `amount` nano-USD aside where the namespace has a limit, for `for_s` seconds at most. Raises BudgetExceeded.
+
+        The same reservation again takes the place of the first one.
+        """
         ...
 
     async def release(self, tenant: str, namespace: str, reservation_id: str) -> None:

@@ -43,6 +43,7 @@ from services.edge.domain.ports import (
     StreamFinished,
     StreamStarted,
 )
+from services.edge.domain.traffic import Pair, Traffic, TrafficStore
 from services.edge.domain.trip import Began, Completed, Ended, Event, NamespaceRules, Receipt, Rules, Trip
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class Steps:
         on_degraded: Callable[[str, MeshError], None],
         chance: Callable[[], float],
         check_scope: CheckScope,
+        traffic: TrafficStore,
     ) -> None:
         """`chance` gives a random number from 0 up to and without 1; `check_scope` surrounds the checks of hits."""
         self._rules = rules
@@ -83,21 +85,25 @@ class Steps:
         self._on_degraded = on_degraded
         self._chance = chance
         self._lessons = Lessons(cache, self.check, on_degraded, check_scope)
+        self._traffic = Traffic(traffic, on_degraded)
 
     def start(self, question: Question) -> Trip:
         """A request sets out. Raises InvalidInput for a namespace that the policy lacks."""
-        return Trip(question, self._rules_of(question.namespace), uuid.uuid4().hex)
+        return Trip(question, self.rules_of(question.namespace), uuid.uuid4().hex)
 
     async def feedback(self, tenant: str, namespace: str, request_id: str, right: bool) -> bool:
         """Passes a caller's word on an answer on; False when the cache did not give it. Raises MeshError."""
-        self._rules_of(namespace)
+        rules = self.rules_of(namespace)
+        self._traffic.judged(tenant, namespace, request_id, right, rules.recording)
         return await self._cache.feedback(tenant, namespace, request_id, right)
 
     async def close(self) -> None:
         """Ends what runs in the background."""
         await self._lessons.close()
+        await self._traffic.close()
 
-    def _rules_of(self, namespace: str) -> NamespaceRules:
+    def rules_of(self, namespace: str) -> NamespaceRules:
+        """What the policy says. Raises InvalidInput for a namespace that it lacks."""
         rules = self._rules.namespaces.get(namespace)
         if rules is None:
             known = ", ".join(sorted(self._rules.namespaces))
@@ -163,21 +169,22 @@ class Steps:
 
     async def generate(self, trip: Trip) -> Completed:
         """A new answer, stored and settled."""
-        route, chat = await self._plan(trip)
+        route, chat = await self.plan(trip)
         trip.calling = chat
-        made = await self._provider.generate(trip.question, chat, route.candidates)
+        made = await self._provider.generate(trip.question, chat, route.candidates, hedge=trip.rules.hedge)
         trip.calling = None
-        return await self._settle_answer(trip, made.answer, made.usage, made.charge, made.model)
+        return await self.settle_answer(trip, made.answer, made.usage, made.charge, made.model)
 
     async def generate_stream(self, trip: Trip) -> AsyncGenerator[Event, None]:
         """A new answer as it comes. Ends with Ended, stored and settled, or raises."""
-        route, chat = await self._plan(trip)
+        route, chat = await self.plan(trip)
         builder = AnswerBuilder()
         model, component = "", "provider"
         trip.calling = chat
         try:
             # The generator holds the upstream call: it is closed with us, whatever happens.
-            async with aclosing(self._provider.stream(trip.question, chat, route.candidates)) as events:
+            stream = self._provider.stream(trip.question, chat, route.candidates, hedge=trip.rules.hedge)
+            async with aclosing(stream) as events:
                 async for event in events:
                     match event:
                         case StreamStarted():
@@ -185,7 +192,7 @@ class Steps:
                             yield Began(trip.receipt(model, trip.tier))
                         case StreamFinished(reason, usage, charge):
                             trip.calling = None
-                            done = await self._settle_answer(trip, builder.build(reason), usage, charge, model)
+                            done = await self.settle_answer(trip, builder.build(reason), usage, charge, model)
                             yield Ended(reason, usage, done.receipt)
                             return
                         case _:
@@ -201,14 +208,14 @@ class Steps:
 
     def _charge_broken(self, trip: Trip, chat: Chat, text: str, model: str, component: str = "provider") -> None:
         """A vendor bills the prompt and what it wrote, also when nobody got the whole of it: an estimate, as overhead."""
-        rates = self._rules.rates(model)
+        usage = Usage(estimate_chat_tokens(chat), estimate_tokens(text), estimated=True)
+        rates = self._rules.rates(model, input_tokens=usage.input_tokens)
         if rates is None:
             trip.unpriced = True
             return
-        usage = Usage(estimate_chat_tokens(chat), estimate_tokens(text), estimated=True)
         trip.spend(component, model, price(rates, usage))
 
-    async def _plan(self, trip: Trip, *, compress: bool = True) -> tuple[Route, Chat]:
+    async def plan(self, trip: Trip, *, compress: bool = True) -> tuple[Route, Chat]:
         """Which models, which prompt, and the money for it set aside."""
         question, rules = trip.question, trip.rules
         route = await self._try("router", trip, self._router.route(question, trip.vector))
@@ -233,7 +240,7 @@ class Steps:
                 # A reservation is a bound only when the answer has one.
                 chat = replace(chat, sampling=replace(chat.sampling, max_output_tokens=BUDGETED_OUTPUT_TOKENS))
             # Off the loop: counting a long prompt's tokens would hold up everybody else's answers.
-            bound = await asyncio.to_thread(self._upper_bound, route, chat)
+            bound = await asyncio.to_thread(self.upper_bound, route, chat)
             # Whoever leaves while this runs may have reserved, so the reservation is named before it is made.
             trip.reserved = True
             try:
@@ -248,7 +255,7 @@ class Steps:
 
         Raises UnknownModel for any other name.
         """
-        name = trip.question.model.removesuffix(":floor").removesuffix(":nitro")
+        name = trip.question.model.removesuffix(":floor").removesuffix(":nitro").removesuffix(":balanced")
         if name in ("", "auto"):
             tier = trip.rules.default_tier
             return Route(self._rules.tiers[tier], tier, "router is down: default tier")
@@ -258,17 +265,18 @@ class Steps:
             return Route((name,), "", "router is down: the model was named")
         raise UnknownModel(f"no tier and no model is named {name!r}")
 
-    def _upper_bound(self, route: Route, chat: Chat) -> int:
+    def upper_bound(self, route: Route, chat: Chat) -> int:
         """The most that this may cost in nano-USD: the dearest candidate's longest answer, after its prompt was billed in vain
         a few times. A prompt is taken to be a quarter longer than the estimate, and to be written to the dearest cache.
         """
         prompt = estimate_chat_tokens(chat) * 5 // 4
         output = chat.sampling.max_output_tokens or BUDGETED_OUTPUT_TOKENS
-        known = [rates for model in route.candidates if (rates := self._rules.rates(model)) is not None]
+        found = [self._rules.rates(model, input_tokens=prompt) for model in route.candidates]
         bounds = [
             (1 + FAILED_ATTEMPTS) * prompt * max(rates.input, rates.cache_write, rates.cache_write_long)
             + output * rates.output
-            for rates in known
+            for rates in found
+            if rates is not None
         ]
         return max(bounds, default=0) // 1_000_000 + 1
 
@@ -294,15 +302,20 @@ class Steps:
             reasoning_output_tokens=stored.reasoning_output_tokens,
             estimated=stored.estimated or found.input_token_delta != 0,
         )
-        bill = hit_bill(self._rules.baseline(), usage, trip.overhead)
+        if not found.semantic:
+            self._traffic.served(trip.question, found.entry_id, trip.rules.recording)
+        bill = hit_bill(self._rules.baseline(usage.input_tokens), usage, trip.overhead)
         self._record(trip, found.model, found.tier, usage, bill)
         return usage, trip.receipt(found.model, found.tier, bill, found.entry_id)
 
-    async def _settle_answer(self, trip: Trip, answer: Answer, usage: Usage, charge: Charge, model: str) -> Completed:
-        bill = answer_bill(self._rules.baseline(), model, usage, charge, trip.removed_tokens, trip.overhead)
+    async def settle_answer(self, trip: Trip, answer: Answer, usage: Usage, charge: Charge, model: str) -> Completed:
+        """The bill and the record of a model's answer; it is stored."""
+        baseline = self._rules.baseline(usage.input_tokens + trip.removed_tokens)
+        bill = answer_bill(baseline, model, usage, charge, trip.removed_tokens, trip.overhead)
         # First the money, then the cache: an answer that was paid for is on record whatever happens next.
         self._record(trip, model, trip.tier, usage, bill)
         entry_id = await self._store(trip, answer, usage, model, trip.tier)
+        self._traffic.made(Pair(trip.question, answer, model, trip.tier, entry_id), trip.rules.recording)
         # An answer that is not worth storing is not worth comparing either.
         if entry_id and trip.lesson and trip.rules.learn:
             self._lessons.after_miss(trip, answer)
@@ -323,7 +336,7 @@ class Steps:
         """Makes the answer of a hit again, on a trip of its own: all of its cost is overhead. Raises MeshError."""
         trip.outcome = "shadow"
         try:
-            route, chat = await self._plan(trip, compress=False)
+            route, chat = await self.plan(trip, compress=False)
             trip.calling = chat
             made = await self._provider.generate(trip.question, chat, route.candidates)
             trip.calling = None

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.common.chat import Answer, Chat, Delta, FinishReason
-from services.common.money import Bill, CostItem, Rates, Usage
+from services.common.money import Bill, CostItem, Rates, RatesOf, Usage
 from services.edge.domain.ports import Question, Route, Vector
+from services.edge.domain.traffic import Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +14,7 @@ class NamespaceRules:
     """The part of a namespace's policy that the walk follows. Shares lie between 0 and 1.
 
     `per_user`: an answer serves nobody but the user who asked. `store_tool_calls`: answers that call tools may be shared.
+    `hedge`: a second model may be asked beside one that is slow. `recording`: whose traffic is kept.
     """
 
     exact: bool
@@ -29,16 +31,21 @@ class NamespaceRules:
     min_block_tokens: int
     default_tier: str
     budgeted: bool
+    hedge: bool = False
+    recording: Recording = field(default_factory=Recording)
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The policy as the walk sees it: namespaces, the models of each tier, and what any model and the baseline cost today."""
+    """The policy as the walk sees it: namespaces, the models of each tier, and what any model and the baseline cost today.
+
+    What the baseline costs depends on the input tokens that it would be sent.
+    """
 
     namespaces: dict[str, NamespaceRules]
     tiers: dict[str, tuple[str, ...]]
-    baseline: Callable[[], Rates]
-    rates: Callable[[str], Rates | None]
+    baseline: Callable[[int], Rates]
+    rates: RatesOf
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from services.common.chat import Chat, FinishReason, ImagePart, Message, ReasoningDelta, TextDelta, ToolCallDelta
 from services.common.errors import InvalidInput, UpstreamUnavailable, Violation
-from services.engine.domain.backend import Completed, ModelAbsent, Piece
+from services.engine.domain.backend import Completed, ModelAbsent, Piece, PromptSize
 
 Json = Mapping[str, Any]
 
@@ -40,6 +40,7 @@ class LlamaCpp:
 
     name = "llamacpp"
     adapters: tuple[str, ...] = ()
+    kv_cache_use: float | None = None  # it is shared out over the slots beforehand
 
     def __init__(
         self,
@@ -77,12 +78,15 @@ class LlamaCpp:
             raise ModelAbsent(f"{path}: no such model file")
         self._server = await asyncio.to_thread(self._load, path)
 
+    def metrics(self) -> Mapping[str, float]:
+        return {}
+
     async def close(self) -> None:
         """Waits for running requests and unloads the model. Cancel them first."""
         await asyncio.to_thread(self._threads_of_requests.shutdown)
         self._server = None
 
-    async def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[Piece | Completed]:
+    async def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[PromptSize | Piece | Completed]:
         request = request_of(chat, self._default_output_tokens)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Json | None] = asyncio.Queue()
@@ -109,6 +113,8 @@ class LlamaCpp:
             while (event := await events.get()) is not None:
                 room.release()
                 _raise_error(event)
+                if progress := event.get("prompt_progress"):
+                    yield PromptSize(progress["total"], progress["cache"])
                 for piece in _pieces(event):
                     yield piece
                 finish_reason = _finish_reason(event) or finish_reason

@@ -6,7 +6,7 @@ vLLM lives in an environment of its own (deploy/vllm); nothing of it is imported
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
@@ -14,7 +14,8 @@ from uuid import uuid4
 from services.common.chat import Chat, FinishReason, ImagePart, Message, TextDelta
 from services.common.errors import InvalidInput, StreamCut, Violation
 from services.common.yaml_file import ConfigError
-from services.engine.domain.backend import Completed, Piece
+from services.engine.adapters.vllm_arguments import engine_arguments
+from services.engine.domain.backend import Completed, ModelAbsent, Piece, PromptSize
 from services.engine.settings import EngineSettings
 
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
@@ -25,13 +26,15 @@ class Vllm:
     """A model in vLLM's V1 engine, whose core runs in a process of its own."""
 
     name = "vllm"
-    adapters: tuple[str, ...] = ()
 
     def __init__(self, settings: EngineSettings) -> None:
-        """Loads nothing yet. Raises ConfigError when no model is named."""
+        """Loads nothing yet. Raises ConfigError when no model is named, or an adapter has its name."""
         if not settings.vllm_model:
             raise ConfigError("LLMMESH_ENGINE_VLLM_MODEL: the vllm backend needs a model")
+        if {"", settings.model_name} & settings.vllm_lora_adapters.keys():
+            raise ConfigError("LLMMESH_ENGINE_VLLM_LORA_ADAPTERS: an adapter needs a name, other than the model's")
         self._settings = settings
+        self._loras: dict[str, Any] = {}
         self._engine: Any = None
         self._defaults: dict[str, Any] = {}
         self._max_context_tokens = 0
@@ -39,25 +42,40 @@ class Vllm:
         self._refusals: tuple[type[Exception], ...] = ()
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self._loras)
+
+    @property
     def max_context_tokens(self) -> int:
         return self._max_context_tokens
+
+    @property
+    def kv_cache_use(self) -> float | None:
+        return self.metrics().get("vllm:kv_cache_usage_perc")
+
+    def metrics(self) -> Mapping[str, float]:
+        return _metrics() if self._engine is not None else {}
 
     @property
     def fault(self) -> str | None:
         return "vLLM's engine process died" if self._engine is None or self._engine.errored else None
 
     async def start(self) -> None:
+        for name, folder in self._settings.vllm_lora_adapters.items():
+            if not (folder / "adapter_config.json").is_file():
+                raise ModelAbsent(f"{folder}: no LoRA adapter is there, for {name}")
         self._engine = await asyncio.to_thread(self._load)
         config = self._engine.model_config
         self._max_context_tokens = config.max_model_len
         self._defaults = config.get_diff_sampling_param()
+        await self._load_adapters()
 
     async def close(self) -> None:
         """Stops vLLM's processes."""
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
 
-    async def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[Piece | Completed]:
+    async def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[PromptSize | Piece | Completed]:
         _refuse_what_it_cannot(chat)
         try:
             prompt = await asyncio.to_thread(self._prompt, chat)
@@ -72,12 +90,16 @@ class Vllm:
             sampling = self._sampling(chat, room)
         except self._refusals as error:
             raise _refused(_CANNOT_FOLLOW) from error
-        outputs = self._engine.generate({"prompt_token_ids": prompt}, sampling, uuid4().hex)
+        yield PromptSize(len(prompt))
+        lora = self._loras[adapter] if adapter else None
+        outputs = self._engine.generate({"prompt_token_ids": prompt}, sampling, uuid4().hex, lora_request=lora)
         cached = output_tokens = 0
         try:
             async with aclosing(outputs):  # closing aborts the request in the engine
                 async for output in outputs:
-                    cached = output.num_cached_tokens or cached
+                    if output.num_cached_tokens and not cached:
+                        cached = output.num_cached_tokens
+                        yield PromptSize(len(prompt), cached)
                     answer = output.outputs[0]
                     output_tokens += len(answer.token_ids)
                     if answer.text:
@@ -97,29 +119,22 @@ class Vllm:
         from jinja2 import TemplateError
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.exceptions import VLLMClientError
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._faults = (EngineDeadError, EngineGenerateError)
         self._refusals = (TemplateError, ValueError, VLLMClientError)
-        settings = self._settings
-        return AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=settings.vllm_model,
-                tensor_parallel_size=settings.vllm_tensor_parallel_size,
-                pipeline_parallel_size=settings.vllm_pipeline_parallel_size,
-                gpu_memory_utilization=settings.vllm_gpu_memory_utilization,
-                max_model_len=settings.vllm_max_model_len,
-                max_num_seqs=settings.vllm_max_num_seqs,
-                max_num_batched_tokens=settings.vllm_max_num_batched_tokens,
-                enable_prefix_caching=settings.vllm_enable_prefix_caching,
-                quantization=settings.vllm_quantization,
-                dtype=settings.vllm_dtype,
-                enforce_eager=settings.vllm_enforce_eager,
-                load_format=settings.vllm_load_format,
-                disable_log_stats=True,
-            )
-        )
+        arguments = engine_arguments(self._settings, on_cpu=current_platform.is_cpu())
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+    async def _load_adapters(self) -> None:
+        from vllm.lora.request import LoRARequest
+
+        for number, (name, folder) in enumerate(self._settings.vllm_lora_adapters.items(), 1):
+            lora = LoRARequest(name, number, str(folder))
+            await self._engine.add_lora(lora)
+            self._loras[name] = lora
 
     def _prompt(self, chat: Chat) -> list[int]:
         tokenizer = self._engine.get_tokenizer()
@@ -175,3 +190,17 @@ def _message(message: Message) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     return entry
+
+
+def _metrics() -> dict[str, float]:
+    """The library's gauges and counters, summed over their labels; of its histograms sums and counts."""
+    from prometheus_client import REGISTRY  # type: ignore[import-not-found]  # it comes with vLLM
+
+    found: dict[str, float] = {}
+    for family in REGISTRY.collect():
+        if not family.name.startswith("vllm:") or family.type == "info":
+            continue
+        for sample in family.samples:
+            if not sample.name.endswith(("_bucket", "_created")):
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found

@@ -1,6 +1,6 @@
 """What the engine asks of an inference library."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +9,16 @@ from services.common.chat import Chat, Delta, FinishReason
 
 class ModelAbsent(Exception):
     """The model's files are not there (yet); the message says how to get them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """The prompt has `tokens` tokens, of which `cached` need not be computed. Said as soon as it is known, and again when
+    more is known; the last word counts.
+    """
+
+    tokens: int
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +64,23 @@ class Backend(Protocol):
         """Why the library can answer no more, once it has been started; None while it can."""
         ...
 
-    async def start(self) -> None:
-        """Loads the model."""
+    @property
+    def kv_cache_use(self) -> float | None:
+        """Part of the memory for keys and values that is in use, 0 to 1; None where the library does not tell."""
         ...
 
-    def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[Piece | Completed]:
+    def metrics(self) -> Mapping[str, float]:
+        """The library's own metrics by its own names; empty where it has none."""
+        ...
+
+    async def start(self) -> None:
+        """Loads the model and its adapters."""
+        ...
+
+    def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[PromptSize | Piece | Completed]:
         """Streams one answer; `Completed` comes last, unless a fault of the library cut the stream.
+
+        The sizes of the prompt come before its first piece.
 
         Closing the generator cancels the computation; when `aclose()` has returned, the slot is free. A chat that the
         model cannot take (too long, pictures) raises InvalidInput before the first piece.

@@ -1,14 +1,15 @@
 """Who gets a slot, and what an answer cost."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from services.common.chat import Chat, FinishReason, Message, Role, Sampling, TextPart
 from services.common.money import Usage
-from services.engine.domain.backend import Backend, Completed, Piece
+from services.engine.domain.backend import Backend, Completed, Piece, PromptSize
 from services.engine.domain.meter import ComputeCost, DeviceMeter, compute_cost
+from services.engine.domain.tally import Tally
 
 _PROBE = Chat((Message(Role.USER, (TextPart("Hi"),)),), sampling=Sampling(max_output_tokens=1))
 
@@ -47,7 +48,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How the engine fares; times are device-nanoseconds since start."""
+    """How the engine fares; times are device-nanoseconds, and counts are those of complete answers, since start.
+
+    `unbilled_ns` is the part of `busy_ns` that went to requests without an answer.
+    """
 
     backend: str
     model: str
@@ -58,6 +62,15 @@ class Status:
     max_running: int
     idle_ns: int
     busy_ns: int
+    unbilled_ns: int
+    answers: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    output_tokens_per_second: float
+    prefix_hit_rate: float
+    kv_cache_use: float | None
+    library_metrics: Mapping[str, float]
 
 
 class Engine:
@@ -67,6 +80,7 @@ class Engine:
         self,
         backend: Backend,
         meter: DeviceMeter,
+        tally: Tally,
         *,
         model: str,
         max_running: int,
@@ -76,6 +90,7 @@ class Engine:
         """`model` is the served model's name in the price book and in the policy."""
         self._backend = backend
         self._meter = meter
+        self._tally = tally
         self._model = model
         self._max_running = max_running
         self._max_waiting = max_waiting
@@ -86,11 +101,16 @@ class Engine:
         self._lack: str | None = None
 
     async def start(self) -> None:
-        """Loads the model and makes it produce one token. Only then is the engine ready."""
+        """Loads the model and makes it and each adapter produce one token. Only then is the engine ready."""
         await self._backend.start()
-        async with aclosing(self._compute(_PROBE, None)) as events:
-            async for _ in events:
-                pass
+        for adapter in (None, *self._backend.adapters):
+            async with aclosing(self._compute(_PROBE, adapter)) as events:
+                async for event in events:
+                    if not isinstance(event, Finished):
+                        continue
+                    self._tally.lost(event.compute.prefill_ns + event.compute.decode_ns)
+                    if not event.usage.output_tokens:
+                        raise AnswerCut(f"{adapter or self._model} was loaded and produced no token")
         self._proven = True
 
     def lack(self, why: str | None) -> None:
@@ -124,22 +144,34 @@ class Engine:
             yield Started(adapter or self._model)
             async with aclosing(self._compute(chat, adapter)) as events:
                 async for event in events:
+                    if isinstance(event, Finished):
+                        self._tally.answered(event.usage)
                     yield event
         finally:
             self._slots.release()
 
     def status(self) -> Status:
         """A snapshot."""
+        backend, meter, tally = self._backend, self._meter, self._tally
         return Status(
-            self._backend.name,
-            self._model,
-            self._backend.adapters,
-            self._backend.max_context_tokens,
-            self._meter.running,
-            self._waiting,
-            self._max_running,
-            self._meter.idle_ns,
-            self._meter.busy_ns,
+            backend=backend.name,
+            model=self._model,
+            adapters=backend.adapters,
+            max_context_tokens=backend.max_context_tokens,
+            running=meter.running,
+            waiting=self._waiting,
+            max_running=self._max_running,
+            idle_ns=meter.idle_ns,
+            busy_ns=meter.busy_ns,
+            unbilled_ns=tally.unbilled_ns,
+            answers=tally.answers,
+            input_tokens=tally.input_tokens,
+            cached_tokens=tally.cached_tokens,
+            output_tokens=tally.output_tokens,
+            output_tokens_per_second=tally.output_tokens_per_second,
+            prefix_hit_rate=tally.prefix_hit_rate,
+            kv_cache_use=backend.kv_cache_use,
+            library_metrics=backend.metrics(),
         )
 
     def _adapter(self, model: str) -> str | None:
@@ -151,18 +183,23 @@ class Engine:
 
     async def _compute(self, chat: Chat, adapter: str | None) -> AsyncGenerator[Piece | Finished]:
         completed: Completed | None = None
-        share = self._meter.start()
+        share = self._meter.start(_about_tokens(chat))
         try:
             async with aclosing(self._backend.generate(chat, adapter)) as events:
                 async for event in events:
-                    if isinstance(event, Completed):
-                        completed = event
-                        continue
-                    if not share.decoding:
-                        self._meter.first_token(share)
-                    yield event
+                    match event:
+                        case PromptSize(tokens, cached):
+                            self._meter.correct(share, tokens - cached)
+                        case Completed():
+                            completed = event
+                        case Piece():
+                            if not share.decoding:
+                                self._meter.first_token(share)
+                            yield event
         finally:
             self._meter.stop(share)
+            if completed is None:
+                self._tally.lost(share.prefill_ns + share.decode_ns)
         if completed is None:
             raise AnswerCut("the model stopped before the answer was complete")
         usage = Usage(
@@ -171,3 +208,8 @@ class Engine:
             output_tokens=completed.output_tokens,
         )
         yield Finished(completed.finish_reason, usage, compute_cost(share, self._price))
+
+
+def _about_tokens(chat: Chat) -> int:
+    """Prompt tokens until the library has counted them."""
+    return sum(len(message.text) for message in chat.messages) // 4

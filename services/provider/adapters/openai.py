@@ -25,9 +25,11 @@ from services.common.chat import (
 )
 from services.common.money import Usage
 from services.provider.adapters import wire
+from services.provider.domain.prompt_cache import CacheHints
 from services.provider.domain.vendor import Call, Completion, Reason, VendorError
 
 OutputLimitField = Literal["max_completion_tokens", "max_tokens"]
+CacheFields = Literal["none", "key", "breakpoints"]
 
 _PATH = "/chat/completions"
 _MAX_TOOL_CALLS = 1000
@@ -51,9 +53,20 @@ _SENT = (httpx2.ReadTimeout, httpx2.ReadError, httpx2.RemoteProtocolError, httpx
 class OpenAI:
     """One vendor. The SDK never retries by itself: attempts are the plan's business."""
 
-    def __init__(self, name: str, *, base_url: str, api_key: str, output_limit_field: OutputLimitField) -> None:
-        """`output_limit_field`: where the vendor expects the limit of generated tokens."""
+    def __init__(
+        self,
+        name: str,
+        *,
+        base_url: str,
+        api_key: str,
+        output_limit_field: OutputLimitField,
+        cache_fields: CacheFields = "none",
+    ) -> None:
+        """`output_limit_field`: where the vendor expects the limit of generated tokens. `cache_fields`: what it can be told about
+        its prompt cache.
+        """
         self._name = name
+        self._cache_fields = cache_fields
         self._output_limit_field = output_limit_field
         self._client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0)
 
@@ -64,7 +77,7 @@ class OpenAI:
     async def call(self, call: Call) -> AsyncGenerator[Delta | Completion]:
         # Bytes, which the SDK sends as they are: what cannot be written is our caller's fault and not the vendor's, and the
         # SDK's own transformation of typed arguments is a quarter of the CPU time of a call.
-        content = encoded(call, self._output_limit_field)
+        content = encoded(call, self._output_limit_field, self._cache_fields)
         connect_s = wire.connect_timeout_s(call)
         timeout = openai.Timeout(call.timeout_s, connect=connect_s, pool=connect_s)
         try:
@@ -201,15 +214,32 @@ class _OpenCall:
     named: bool
 
 
-def encoded(call: Call, output_limit_field: OutputLimitField) -> bytes:
+def encoded(call: Call, output_limit_field: OutputLimitField, cache_fields: CacheFields = "none") -> bytes:
     """The body of the request. Raises VendorError (INVALID_INPUT) for a chat that JSON cannot hold."""
     try:
         body = request_of(call.chat, output_limit_field) | {"model": call.model}
+        _hint(body, call.hints, cache_fields)
         if call.streaming:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise VendorError(Reason.INVALID_INPUT, "cannot be written as JSON") from error
+
+
+def _hint(body: dict[str, Any], hints: CacheHints, cache_fields: CacheFields) -> None:
+    """Adds what the vendor takes of the hints. A message without text or pictures can have no breakpoint."""
+    if cache_fields == "none" or not hints.key:
+        return
+    body["prompt_cache_key"] = hints.key
+    if cache_fields == "key" or not hints.explicit:
+        return
+    body["prompt_cache_options"] = {"mode": "explicit"}
+    for point in hints.breakpoints:
+        message: dict[str, Any] = {} if point.message is None else body["messages"][point.message]
+        if isinstance(text := message.get("content"), str) and text:
+            message["content"] = [{"type": "text", "text": text}]
+        if parts := message.get("content"):
+            parts[-1]["prompt_cache_breakpoint"] = {"mode": "explicit"}
 
 
 def request_of(chat: Chat, output_limit_field: OutputLimitField) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from services.common import telemetry
 from services.common.money import NANO, Usage
 from services.provider.domain.charge import Charge
+from services.provider.domain.plan import LOST
+from services.provider.domain.prompt_cache import PromptCacheReport
 from services.provider.domain.vendor import Completion, Reason
 
 log = structlog.get_logger()
@@ -69,6 +71,18 @@ class AttemptSpan:
         if not charge.unpriced:
             self._set_cost(charge.cost)
 
+    def kept(self, report: PromptCacheReport) -> None:
+        # Where the prefix changed, and not what stands there: prompt text is in no span.
+        self._span.set_attribute(telemetry.PROMPT_CACHE_OUTCOME, report.outcome.value)
+        if report.static_tokens:
+            self._span.set_attribute(telemetry.PROMPT_CACHE_STATIC_TOKENS, report.static_tokens)
+        if report.change is not None:
+            self._span.set_attribute(telemetry.PROMPT_CACHE_CHANGED_PART, report.change.part)
+            self._span.set_attribute(telemetry.PROMPT_CACHE_CHANGED_OFFSET, report.change.offset)
+        if report.volatile:
+            kinds = dict.fromkeys(one.kind.value for one in report.volatile)
+            self._span.set_attribute(telemetry.PROMPT_CACHE_VOLATILE, tuple(kinds))
+
     def failed(self, reason: Reason, cost_nanousd: int) -> None:
         self._fail(reason.value, cost_nanousd)
 
@@ -76,6 +90,9 @@ class AttemptSpan:
         # The attempts before it carry their own cost: the sum over the trace is what was wasted.
         self._fail("CANCELLED", cost_nanousd)
         log.info("answer_cancelled", model=self._model, vendor=self._vendor, wasted_nanousd=wasted_nanousd)
+
+    def lost(self, cost_nanousd: int) -> None:
+        self._fail(LOST, cost_nanousd)
 
     def end(self) -> None:
         self._span.end()

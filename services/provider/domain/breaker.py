@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+_LONGEST_HOLD_S = 60.0
+
 
 class Entry:
     """A call that the breaker let through. Its end is told to the breaker."""
@@ -17,6 +19,16 @@ class Breaker:
         self._faults = 0
         self._open_until = 0.0
         self._probe: Entry | None = None
+        self._held_until = 0.0
+
+    @property
+    def held_for_s(self) -> float:
+        """Seconds until the vendor wants to be asked again, by anybody; 0 when it may be now."""
+        return max(self._held_until - self._monotonic(), 0.0)
+
+    def hold(self, seconds: float) -> None:
+        """The vendor asked to be left alone for so long; nobody is kept from it for more than a minute by that."""
+        self._held_until = max(self._held_until, self._monotonic() + min(seconds, _LONGEST_HOLD_S))
 
     @property
     def open_for_s(self) -> float:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from services.common.money import Rates, Usage, price
+from services.common.money import Rates, Usage, batch_discount, price
 
 MILLION = 1_000_000
 
@@ -20,19 +20,32 @@ class Charge:
     """Cost of the call that answered, in nano-USD, and the rates by which it can be computed again.
 
     `component` is "provider" or "engine". An unpriced charge has neither cost nor rates: it is never the same as free.
+    `batch_discount` is what a batch was spared: `cost` is the price by `rates` less this.
     """
 
     cost: int
     rates: Rates
     component: str
     unpriced: bool = False
+    batch_discount: int = 0
 
 
-def list_charge(rates: Rates | None, usage: Usage) -> Charge:
-    """A vendor's charge by the price book; unpriced where the book has no rates."""
+def reported(usage: Usage | None, text: str) -> Usage | None:
+    """What a vendor counted, None where it did not: a prompt always has tokens, and so has a text that was written."""
+    if usage is None or usage.input_tokens == 0 or (text and usage.output_tokens == 0):
+        return None
+    return usage
+
+
+def list_charge(rates: Rates | None, usage: Usage, batch: Rates | None = None) -> Charge:
+    """A vendor's charge by the price book; unpriced where the book has no rates.
+
+    `rates` are those of a request of this size; `batch` is what a batch pays of them, None outside of one.
+    """
     if rates is None:
         return Charge(0, Rates(), "provider", unpriced=True)
-    return Charge(price(rates, usage), rates, "provider")
+    discount = 0 if batch is None else batch_discount(rates, usage, batch)
+    return Charge(price(rates, usage) - discount, rates, "provider", batch_discount=discount)
 
 
 def measured_charge(compute: Compute, usage: Usage) -> Charge:

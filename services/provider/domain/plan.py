@@ -4,8 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from services.provider.domain.breaker import Breaker
+from services.provider.domain.limits import Quota
+from services.provider.domain.prompt_cache import NO_CACHE, VendorCache
+from services.provider.domain.prompt_cache.prompts import Prompt
 from services.provider.domain.slots import Slots
 from services.provider.domain.vendor import Reason, Vendor, VendorError
+
+LOST = "HEDGED_LOST"
+"""Outcome of an attempt that was cancelled because another one was faster."""
 
 _BUSY_RETRY_AFTER_S = 1.0
 
@@ -15,8 +21,8 @@ class Candidate:
     """A model at a vendor. `model` is its name in the price book, `vendor_model` the vendor's id for it.
 
     `timeout_s` is how long a stream may be silent, `unary_timeout_s` how long a whole answer may take, in seconds. `slots`
-    bounds the vendor's concurrent calls and is shared by its candidates. `component` is where its cost arises: "provider" or
-    "engine".
+    bounds the vendor's concurrent calls and is shared by its candidates; `quotas` are all that bound its calls and tokens per
+    minute. `component` is where its cost arises: "provider" or "engine". `cache` is how the vendor keeps prefixes of prompts.
     """
 
     model: str
@@ -28,11 +34,13 @@ class Candidate:
     unary_timeout_s: float
     slots: Slots
     component: str = "provider"
+    quotas: tuple[Quota, ...] = ()
+    cache: VendorCache = NO_CACHE
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call of a vendor: "ok" or the reason of its failure, what it cost, how long it took."""
+    """One call of a vendor: "ok", "CANCELLED", LOST or the reason of its failure, what it cost, how long it took."""
 
     model: str
     vendor: str
@@ -61,16 +69,19 @@ class Step:
 class NoAnswer(Exception):
     """No candidate gave a whole answer.
 
-    `reason` is a Reason's value or "ALL_CANDIDATES_FAILED"; `wasted` is what the attempts cost, in nano-USD.
+    `reason` is a Reason's value or "ALL_CANDIDATES_FAILED"; `wasted` is what the `attempts` cost, in nano-USD.
     """
 
-    def __init__(self, reason: str, message: str, *, retry_after_s: float | None, field: str, wasted: int) -> None:
+    def __init__(
+        self, reason: str, message: str, *, retry_after_s: float | None, field: str, wasted: int, attempts: int
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.retry_after_s = retry_after_s
         self.field = field
         self.wasted = wasted
+        self.attempts = attempts
 
 
 @dataclass(slots=True)
@@ -83,12 +94,13 @@ class _State:
 @dataclass(slots=True)
 class Plan:
     """Goes through the candidates in order, without a pause between different ones; then comes back to those that may
-    have recovered, each not before its backoff or its vendor's Retry-After has passed. It ends with the attempt budget,
-    with the deadline, or when nobody is left.
+    have recovered, each not before its backoff, its vendor's Retry-After or its limits allow. It ends with the attempt
+    budget, with the deadline, or when nobody is left.
 
-    `deadline` and `monotonic` are in seconds on one clock; `random` draws from [0, 1).
+    `deadline` and `monotonic` are in seconds on one clock; `random` draws from [0, 1). `prompt` is what they are sent.
     """
 
+    prompt: Prompt
     candidates: Sequence[Candidate]
     rules: RetryRules
     deadline: float | None
@@ -97,7 +109,7 @@ class Plan:
     attempts: list[Attempt] = field(default_factory=list)
     _open: list[_State] = field(init=False)
     _errors: dict[Candidate, VendorError] = field(default_factory=dict)  # the last one of each
-    _busy: list[str] = field(default_factory=list)
+    _full: dict[Candidate, str] = field(default_factory=dict)  # why a candidate was not called when it was its turn
     _skipped: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -127,6 +139,8 @@ class Plan:
             if open_for := state.candidate.breaker.open_for_s:
                 self._skipped[_name(state.candidate)] = open_for
                 self._open.remove(state)
+            elif held_for := state.candidate.breaker.held_for_s:
+                self._postpone(state, held_for, "it asked to wait")
         if not self._open:
             return None
         state = min(self._open, key=lambda s: s.not_before)  # the first among equals: the candidates' order
@@ -135,10 +149,25 @@ class Plan:
             return None
         return Step(state.candidate, wait)
 
+    def beside(self, running: Candidate) -> list[Candidate]:
+        """Whom to call beside an attempt that is slow, the preferred first; nobody when the budget allows no two more."""
+        if len(self.attempts) + 1 >= self.rules.max_attempts or self.late:
+            return []
+        now = self.monotonic()
+        return [
+            state.candidate
+            for state in self._open
+            if state.candidate is not running
+            and state.not_before <= now
+            and not state.candidate.breaker.open_for_s
+            and not state.candidate.breaker.held_for_s
+        ]
+
     def failed(self, candidate: Candidate, error: VendorError, cost_nanousd: int, duration_ms: int) -> None:
         """Notes a failed attempt."""
         self.attempts.append(Attempt(candidate.model, candidate.vendor, error.reason, cost_nanousd, duration_ms))
         self._errors[candidate] = error
+        self._full.pop(candidate, None)
         if error.reason is Reason.CREDENTIAL:
             # The vendor refuses our key: another of its models will not help.
             self._open = [state for state in self._open if state.candidate.vendor != candidate.vendor]
@@ -156,10 +185,21 @@ class Plan:
 
     def busy(self, candidate: Candidate) -> None:
         """Notes a candidate whose vendor had no slot in time. It is not asked again."""
-        self._busy.append(_name(candidate))
+        self._full[candidate] = "no free slot"
         message = f"no call to {candidate.vendor} became free in time"
         self._errors[candidate] = VendorError(Reason.RATE_LIMITED, message, retry_after_s=_BUSY_RETRY_AFTER_S)
         self._close(candidate)
+
+    def limited(self, candidate: Candidate, seconds: float) -> None:
+        """Notes a candidate whose vendor's limits have room in so many seconds. It is asked again then, if nobody is before."""
+        for state in self._open:
+            if state.candidate is candidate:
+                # Not all who wait come back in the same moment.
+                self._postpone(state, seconds + self.random() * self.rules.base_pause_s, "its limits are used up")
+
+    def lost(self, candidate: Candidate, cost_nanousd: int, duration_ms: int) -> None:
+        """Notes an attempt that another one outran."""
+        self.attempts.append(Attempt(candidate.model, candidate.vendor, LOST, cost_nanousd, duration_ms))
 
     def cancelled(self, candidate: Candidate, cost_nanousd: int, duration_ms: int) -> None:
         """Notes an attempt whose caller left."""
@@ -172,7 +212,9 @@ class Plan:
     def cut(self, candidate: Candidate, error: VendorError) -> NoAnswer:
         """What to tell the caller of an answer that had begun."""
         message = f"the answer of {candidate.model} broke off: {error.message}"
-        return NoAnswer(Reason.CUT, message, retry_after_s=None, field="", wasted=self.wasted)
+        return NoAnswer(
+            Reason.CUT, message, retry_after_s=None, field="", wasted=self.wasted, attempts=len(self.attempts)
+        )
 
     def no_answer(self) -> NoAnswer:
         """What to tell the caller. A reason common to all candidates is named as such; else all attempts are listed."""
@@ -183,17 +225,32 @@ class Plan:
 
         def told(reason: str, message: str, field_: str = "chat") -> NoAnswer:
             wait_s = min(retry_after, default=None)
-            return NoAnswer(reason, message, retry_after_s=wait_s, field=field_, wasted=self.wasted)
+            return NoAnswer(
+                reason,
+                message,
+                retry_after_s=wait_s,
+                field=field_,
+                wasted=self.wasted,
+                attempts=len(self.attempts),
+            )
 
-        if not self.attempts and (self.late or not (self._busy or self._skipped)):
+        if not self.attempts and (self.late or not (self._full or self._skipped)):
             return told(Reason.DEADLINE.value, "the deadline passed before a vendor could be called")
         if not self._skipped and (only := _common(reasons)) is not None:
             first = next(error for error in errors if error.reason is only)
             return told(only.value, first.message, first.field)
         tried = [f"{a.model} at {a.vendor}: {a.outcome}" for a in self.attempts]
-        tried += [f"{name}: no free slot" for name in self._busy]
+        tried += [f"{_name(candidate)}: {why}" for candidate, why in self._full.items()]
         tried += [f"{name}: breaker open" for name in self._skipped]
         return told("ALL_CANDIDATES_FAILED", "no candidate answered: " + "; ".join(tried))
+
+    def _postpone(self, state: _State, seconds: float, why: str) -> None:
+        candidate = state.candidate
+        state.not_before = max(state.not_before, self.monotonic() + seconds)
+        if candidate not in self._errors:  # what a call of it came to says more
+            self._full[candidate] = why
+            message = f"{candidate.vendor}: {why}"
+            self._errors[candidate] = VendorError(Reason.RATE_LIMITED, message, retry_after_s=seconds)
 
     def _close(self, candidate: Candidate) -> None:
         self._open = [state for state in self._open if state.candidate is not candidate]

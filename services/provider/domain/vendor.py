@@ -9,7 +9,7 @@ from services.common.chat import Chat, Delta, FinishReason
 from services.common.chat_pb import Caller
 from services.common.money import Usage
 from services.provider.domain.charge import Charge, Compute
-from services.provider.domain.prompt_cache import NO_HINTS, CacheHints
+from services.provider.domain.prompt_cache import NO_HINTS, CacheHints, PromptCacheReport
 
 
 class Reason(StrEnum):
@@ -109,12 +109,20 @@ class AttemptWatch(Protocol):
         """The attempt gave the answer."""
         ...
 
+    def kept(self, report: PromptCacheReport) -> None:
+        """What came of the prompt's prefix, after the answer."""
+        ...
+
     def failed(self, reason: Reason, cost_nanousd: int) -> None:
         """The attempt failed, having cost this much."""
         ...
 
     def cancelled(self, cost_nanousd: int, wasted_nanousd: int) -> None:
         """The caller left. The attempt cost about this much, and with the failed ones before it `wasted_nanousd`."""
+        ...
+
+    def lost(self, cost_nanousd: int) -> None:
+        """Another candidate was faster, and this one was cancelled, having cost about this much."""
         ...
 
     def end(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from services.common.clock import Clock
 from services.common.policy import Policy
 from services.common.prices import PriceBook
-from services.router.domain.routing import Catalogue, ModelPrice, TierRules
+from services.router.domain.routing import Catalogue, Speed, TierRules
 
 
 class PolicyFiles:
@@ -34,10 +34,10 @@ class PolicyFiles:
         tiers = {
             name: TierRules(tier.candidates, tier.expected_output_tokens) for name, tier in self._policy.tiers.items()
         }
-        prices = {}
+        prices, speeds = {}, {}
         for model, entry in self._prices.models.items():
-            valid = [price for price in entry.prices if price.valid_from <= self._day]
-            if valid:
-                newest = max(valid, key=lambda price: price.valid_from)
-                prices[model] = ModelPrice(newest.rates(), newest.batch_factor)
-        return Catalogue(tiers, prices)
+            if (tariff := self._prices.tariff(model, self._day)) is not None:
+                prices[model] = tariff
+            if entry.speed is not None:
+                speeds[model] = Speed(entry.speed.first_token_s, entry.speed.tokens_per_s)
+        return Catalogue(tiers, prices, speeds)

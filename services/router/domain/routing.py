@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import ROUND_HALF_UP, Decimal
 from enum import StrEnum
 
 from services.common.chat import Chat
-from services.common.money import Rates, Usage, price
+from services.common.money import Tariff, Usage, price
 from services.common.tokens import estimate_chat_tokens
 from services.router.domain.difficulty import assess
 from services.router.domain.tiers import Tier
@@ -15,14 +14,19 @@ AUTO = "auto"
 
 
 class Objective(StrEnum):
-    """What decides the order within a tier."""
+    """What decides the order within a tier.
 
-    BALANCED = "balanced"
+    POLICY is the policy's own order, CHEAPEST the least price of this request, FASTEST the least expected time of it, and
+    BALANCED the least product of both: twice the speed is worth twice the price.
+    """
+
+    POLICY = "policy"
     CHEAPEST = "cheapest"
     FASTEST = "fastest"
+    BALANCED = "balanced"
 
 
-_SUFFIXES = {":floor": Objective.CHEAPEST, ":nitro": Objective.FASTEST}
+_SUFFIXES = {":floor": Objective.CHEAPEST, ":nitro": Objective.FASTEST, ":balanced": Objective.BALANCED}
 
 
 class UnknownModelName(LookupError):
@@ -42,19 +46,24 @@ class TierRules:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelPrice:
-    """What a model costs, and the share of it (above 0, up to 1) that a batch pays."""
+class Speed:
+    """How fast a model is expected to be: seconds until its answer begins, and tokens (above 0) a second from then on."""
 
-    rates: Rates
-    batch_factor: Decimal = Decimal(1)
+    first_token_s: float
+    tokens_per_s: float
+
+    def seconds(self, output_tokens: int) -> float:
+        """How long an answer takes."""
+        return self.first_token_s + output_tokens / self.tokens_per_s
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What may be routed to: at least one tier by name, and prices by model."""
+    """What may be routed to: at least one tier by name, and by model prices and, where known, speeds."""
 
     tiers: Mapping[str, TierRules]
-    prices: Mapping[str, ModelPrice]
+    prices: Mapping[str, Tariff]
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +78,17 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model with its estimated price, in nano-USD, for one request; `unpriced` where no price is known."""
+    """A model with its estimated price, in nano-USD, for one request; `unpriced` where no price is known.
+
+    `seconds` is how long its answer is expected to take, None where its speed is not known.
+    """
 
     model: str
     cost: int
     input_tokens: int
     output_tokens: int
     unpriced: bool
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,7 @@ def route(question: Question, catalogue: Catalogue) -> Route:
 
     def candidates(rules: TierRules) -> list[Candidate]:
         priced = [_priced(model, rules, question, catalogue, prompt_tokens) for model in rules.models]
-        return _ordered(priced, objective, catalogue)
+        return _ordered(priced, objective)
 
     if name != AUTO and name not in catalogue.tiers:
         alone = TierRules((name,), catalogue.tiers[nearest].expected_output_tokens)
@@ -127,7 +140,7 @@ def route(question: Question, catalogue: Catalogue) -> Route:
 
 def _split(requested: str, catalogue: Catalogue) -> tuple[str, Objective]:
     """The name without its suffix, and the objective. A model whose own name ends like a suffix is still found."""
-    name, objective = requested or AUTO, Objective.BALANCED
+    name, objective = requested or AUTO, Objective.POLICY
     if name not in catalogue.prices:
         for suffix, named in _SUFFIXES.items():
             if name.endswith(suffix):
@@ -159,30 +172,35 @@ def _priced(model: str, rules: TierRules, question: Question, catalogue: Catalog
     """The model with the price of this request."""
     limit = question.chat.sampling.max_output_tokens
     output_tokens = rules.expected_output_tokens if limit is None else min(limit, rules.expected_output_tokens)
+    speed = catalogue.speeds.get(model)
+    seconds = None if speed is None else speed.seconds(output_tokens)
     known = catalogue.prices.get(model)
     if known is None:
-        return Candidate(model, 0, prompt_tokens, output_tokens, unpriced=True)
+        return Candidate(model, 0, prompt_tokens, output_tokens, unpriced=True, seconds=seconds)
+    tariff = known.at(prompt_tokens)
     warm = min(max(question.warm_tokens.get(model, 0), 0), prompt_tokens)
-    cost = price(known.rates, Usage(prompt_tokens, output_tokens, cache_read_input_tokens=warm))
-    if question.batch:
-        cost = int((cost * known.batch_factor).to_integral_value(ROUND_HALF_UP))
-    return Candidate(model, cost, prompt_tokens, output_tokens, unpriced=False)
+    usage = Usage(prompt_tokens, output_tokens, cache_read_input_tokens=warm)
+    cost = price(tariff.batch if question.batch else tariff.rates, usage)
+    return Candidate(model, cost, prompt_tokens, output_tokens, unpriced=False, seconds=seconds)
 
 
-def _ordered(candidates: list[Candidate], objective: Objective, catalogue: Catalogue) -> list[Candidate]:
+def _ordered(candidates: list[Candidate], objective: Objective) -> list[Candidate]:
     """Sorted for the objective; ties keep the policy's order.
 
-    Nothing here knows how fast a model is. The price of its output stands in for its size: smaller models decode faster.
+    A model whose speed is not known is never taken for fast: it comes behind those that are known, and where time is weighed
+    against price it is as slow as the slowest of them.
     """
+    slowest = max((candidate.seconds for candidate in candidates if candidate.seconds is not None), default=1.0)
+
+    def seconds(candidate: Candidate) -> float:
+        return slowest if candidate.seconds is None else candidate.seconds
+
     match objective:
-        case Objective.BALANCED:
+        case Objective.POLICY:
             return candidates
         case Objective.CHEAPEST:
             return sorted(candidates, key=lambda candidate: candidate.cost)
         case Objective.FASTEST:
-            return sorted(candidates, key=lambda candidate: _output_rate(candidate.model, catalogue))
-
-
-def _output_rate(model: str, catalogue: Catalogue) -> int:
-    known = catalogue.prices.get(model)
-    return known.rates.output if known is not None else 0
+            return sorted(candidates, key=lambda candidate: (candidate.seconds is None, seconds(candidate)))
+        case Objective.BALANCED:
+            return sorted(candidates, key=lambda candidate: candidate.cost * seconds(candidate))

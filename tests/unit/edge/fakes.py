@@ -9,6 +9,7 @@ from services.common.errors import FailedPrecondition, MeshError, NotReady
 from services.common.money import Rates, Usage, price
 from services.edge.domain.ledger import UsageRecord
 from services.edge.domain.ports import (
+    RESERVATION_S,
     AnswerEnd,
     Charge,
     Compressed,
@@ -24,6 +25,7 @@ from services.edge.domain.ports import (
     Vector,
 )
 from services.edge.domain.steps import Steps
+from services.edge.domain.traffic import Pair, Recording
 from services.edge.domain.trip import NamespaceRules, Rules
 from services.edge.domain.walk import Walk
 
@@ -262,7 +264,10 @@ class FakeProvider(FakePort):
         self.candidates: Sequence[str] = ()
         self.script: list[tuple[tuple[str, ...], MeshError | None]] = []
 
-    async def generate(self, question: Question, chat: Chat, candidates: Sequence[str]) -> Generated:
+    async def generate(
+        self, question: Question, chat: Chat, candidates: Sequence[str], *, hedge: bool = False
+    ) -> Generated:
+        self.hedge = hedge
         self.chats.append(chat)
         self.candidates = candidates
         self.called()
@@ -277,8 +282,9 @@ class FakeProvider(FakePort):
         return Generated(answer, USAGE, self.charge, candidates[0], "vendor")
 
     async def stream(
-        self, question: Question, chat: Chat, candidates: Sequence[str]
+        self, question: Question, chat: Chat, candidates: Sequence[str], *, hedge: bool = False
     ) -> AsyncGenerator[StreamStarted | Delta | StreamFinished, None]:
+        self.hedge = hedge
         self.chats.append(chat)
         self.candidates = candidates
         self.calls += 1
@@ -310,7 +316,9 @@ class FakeBudgets(FakePort):
         self.settled: dict[str, int] = {}
         self.release_error: MeshError | None = None
 
-    async def reserve(self, tenant: str, namespace: str, amount: int, reservation_id: str) -> None:
+    async def reserve(
+        self, tenant: str, namespace: str, amount: int, reservation_id: str, for_s: float = RESERVATION_S
+    ) -> None:
         self.called()
         self.reserved[reservation_id] = amount
 
@@ -331,6 +339,31 @@ class FakeSpool:
         self.records.append(record)
 
 
+class FakeTraffic(FakePort):
+    """What is kept, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: list[Pair] = []
+        self.served_entries: list[tuple[str, str]] = []
+        self.judgements: list[tuple[str, bool]] = []
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def keep(self, pair: Pair, limits: Recording) -> None:
+        await self.free.wait()
+        self.called()
+        self.pairs.append(pair)
+
+    async def served(self, question: Question, entry_id: str, limits: Recording) -> None:
+        self.called()
+        self.served_entries.append((question.request_id, entry_id))
+
+    async def judged(self, tenant: str, namespace: str, request_id: str, right: bool, limits: Recording) -> None:
+        self.called()
+        self.judgements.append((request_id, right))
+
+
 class World:
     """A walk and all that surrounds it."""
 
@@ -342,13 +375,19 @@ class World:
         self.provider = FakeProvider()
         self.budgets = FakeBudgets()
         self.spool = FakeSpool()
+        self.traffic = FakeTraffic()
         self.degraded: list[tuple[str, str]] = []
         self.leases = FakeLeases() if leases is None else leases
         self.chance = 0.5
         self.checks: list[str] = []
         note = lambda service, error: self.degraded.append((service, error.reason))  # noqa: E731
         steps = Steps(
-            Rules({"default": namespace_rules(**rules)}, TIERS, lambda: BASELINE, BOOK.get),
+            Rules(
+                {"default": namespace_rules(**rules)},
+                TIERS,
+                lambda input_tokens: BASELINE,
+                lambda model, *, input_tokens=0: BOOK.get(model),
+            ),
             self.embedder,
             self.cache,
             self.router,
@@ -360,6 +399,7 @@ class World:
             note,
             lambda: self.chance,
             self._check_scope,
+            self.traffic,
         )
         self.walk = Walk(steps, self.leases, note)
 

@@ -573,9 +573,9 @@ async def test_a_model_has_as_long_as_the_most_patient_who_waits_and_no_longer()
         one = world()
         generate = one.provider.generate
 
-        async def noting(*args, generate=generate):
+        async def noting(*args, generate=generate, **more):
             left.append(remaining(keep=0))
-            return await generate(*args)
+            return await generate(*args, **more)
 
         one.provider.generate = noting  # type: ignore[method-assign]
         searching, go_on = asyncio.Event(), asyncio.Event()

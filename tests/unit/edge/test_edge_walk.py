@@ -113,6 +113,14 @@ async def test_a_miss_is_routed_generated_stored_and_recorded(streaming):
     assert world.budgets.released == []
 
 
+@both
+@pytest.mark.parametrize("hedge", [False, True])
+async def test_a_second_model_beside_a_slow_one_is_the_policys_choice(streaming, hedge):
+    world = World(hedge=hedge)
+    await completed(world, question(), streaming)
+    assert world.provider.hedge is hedge
+
+
 async def test_the_reservation_covers_the_dearest_candidate_and_the_longest_answer():
     world = World(budgeted=True)
     await world.walk.complete(question())

@@ -1,13 +1,14 @@
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 import pytest
 
 from services.common.chat import Chat, FinishReason, Message, Role, TextDelta, TextPart
-from services.engine.domain.backend import Completed, Piece
+from services.engine.domain.backend import Completed, Piece, PromptSize
 from services.engine.domain.engine import AnswerCut, Busy, Engine, Finished, ModelNotServed, NotLoaded, Started
 from services.engine.domain.meter import DeviceMeter
+from services.engine.domain.tally import Tally
 
 CHAT = Chat((Message(Role.USER, (TextPart("Hi"),)),))
 
@@ -19,24 +20,29 @@ class Scripted:
     adapters: tuple[str, ...] = ("legal",)
     max_context_tokens = 100
     fault: str | None = None
+    kv_cache_use: float | None = None
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.go.set()
         self.complete = True
         self.cancelled = 0
+        self.tokens = 1
         self.seen: list[str | None] = []
+
+    def metrics(self) -> Mapping[str, float]:
+        return {}
 
     async def start(self) -> None:
         pass
 
-    async def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[Piece | Completed]:
+    async def generate(self, chat: Chat, adapter: str | None) -> AsyncGenerator[PromptSize | Piece | Completed]:
         self.seen.append(adapter)
         try:
             yield Piece(TextDelta("Hello"))
             await self.go.wait()
             if self.complete:
-                yield Completed(FinishReason.STOP, 10, 4, 1)
+                yield Completed(FinishReason.STOP, 10, 4, self.tokens)
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
@@ -57,6 +63,7 @@ async def started(backend: Scripted, *, slots: int = 1, queue: int = 1) -> Engin
     engine = Engine(
         backend,
         DeviceMeter(Ticks()),
+        Tally(Ticks()),
         model="small",
         max_running=slots,
         max_waiting=queue,
@@ -73,7 +80,13 @@ async def consume(engine: Engine, model: str = "") -> list[Started | Piece | Fin
 async def test_is_not_ready_before_a_token_came_out() -> None:
     backend = Scripted()
     engine = Engine(
-        backend, DeviceMeter(Ticks()), model="small", max_running=1, max_waiting=1, nanousd_per_device_hour=1
+        backend,
+        DeviceMeter(Ticks()),
+        Tally(Ticks()),
+        model="small",
+        max_running=1,
+        max_waiting=1,
+        nanousd_per_device_hour=1,
     )
     assert await engine.missing() == "the model small is loading"
     with pytest.raises(NotLoaded):
@@ -82,8 +95,13 @@ async def test_is_not_ready_before_a_token_came_out() -> None:
     with pytest.raises(AnswerCut):
         await engine.start()
     assert await engine.missing() is not None
-    backend.complete = True
+    backend.complete, backend.tokens = True, 0
+    with pytest.raises(AnswerCut, match="no token"):
+        await engine.start()
+    backend.tokens = 1
+    backend.seen.clear()
     await engine.start()
+    assert backend.seen == [None, "legal"]
     assert await engine.missing() is None
 
 
@@ -139,6 +157,8 @@ async def test_closing_the_stream_cancels_the_computation_and_frees_the_slot() -
         assert engine.status().running == 1
     assert backend.cancelled == 1
     assert engine.status().running == 0
+    assert engine.status().answers == 0
+    assert engine.status().unbilled_ns == engine.status().busy_ns
     backend.go.set()
     assert isinstance((await consume(engine))[-1], Finished)
 

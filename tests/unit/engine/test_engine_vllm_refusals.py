@@ -39,7 +39,7 @@ class FakeVllm:
             raise self._template
         return [1, 2, 3]
 
-    async def generate(self, *_: object) -> AsyncGenerator[SimpleNamespace]:
+    async def generate(self, *_: object, **__: object) -> AsyncGenerator[SimpleNamespace]:
         for _token in range(self._after):
             answer = SimpleNamespace(token_ids=[1], text="a", finish_reason=None)
             yield SimpleNamespace(num_cached_tokens=0, outputs=[answer])

@@ -87,3 +87,15 @@ def test_a_call_from_before_it_opened_makes_no_room_for_a_second_probe() -> None
     assert breaker.enter() is None
     breaker.succeeded(probe)
     assert breaker.enter() is not None
+
+
+def test_a_vendor_that_asked_to_wait_is_held_without_being_ill() -> None:
+    clock = Hand()
+    breaker = Breaker(3, 10.0, clock)
+    breaker.hold(20.0)
+    breaker.hold(5.0)
+    assert (breaker.held_for_s, breaker.open_for_s) == (20.0, 0)
+    clock.now += 20
+    assert breaker.held_for_s == 0
+    breaker.hold(900_000.0)
+    assert breaker.held_for_s == 60.0

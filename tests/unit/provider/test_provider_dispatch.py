@@ -1,6 +1,7 @@
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,19 @@ from services.common.chat_pb import Caller
 from services.common.money import Rates, Usage, price
 from services.provider.domain.breaker import Breaker
 from services.provider.domain.charge import Charge, Compute
-from services.provider.domain.dispatch import Dispatcher, Finished, Order, Started, UnknownCandidate, estimated_usage
+from services.provider.domain.dispatch import (
+    MAX_ANSWER_CHARS,
+    Dispatcher,
+    Finished,
+    Order,
+    Started,
+    UnknownCandidate,
+    estimated_usage,
+)
+from services.provider.domain.hedge import HedgeRules
+from services.provider.domain.limits import Quota
 from services.provider.domain.plan import Candidate, NoAnswer, RetryRules
+from services.provider.domain.prompt_cache import PromptCacheReport
 from services.provider.domain.slots import Slots
 from services.provider.domain.vendor import Call, Completion, Reason, VendorError
 
@@ -88,11 +100,17 @@ class NoWatch:
     def answered(self, completion: Completion, usage: Usage, charge: Charge) -> None:
         self.notes.append(f"answered {charge.cost}")
 
+    def kept(self, report: PromptCacheReport) -> None:
+        pass
+
     def failed(self, reason: Reason, cost_nanousd: int) -> None:
         self.notes.append(f"failed {reason} {cost_nanousd}")
 
     def cancelled(self, cost_nanousd: int, wasted_nanousd: int) -> None:
         self.notes.append(f"cancelled {cost_nanousd} of {wasted_nanousd}")
+
+    def lost(self, cost_nanousd: int) -> None:
+        self.notes.append(f"lost {cost_nanousd}")
 
     def not_served(self, model: str) -> None:
         self.notes.append(f"nobody serves {model}")
@@ -116,6 +134,8 @@ class Bench:
         faults: int = 100,
         slots: Slots | None = None,
         engine: str = "",
+        hedging: HedgeRules | None = None,
+        quotas: Mapping[str, tuple[Quota, ...]] = MappingProxyType({}),
     ) -> None:
         self.time = Time()
         self.watch = NoWatch()
@@ -132,18 +152,20 @@ class Bench:
                     unary_timeout_s,
                     self.slots if slots is None or model == "cheap" else Slots(8, 8, 5.0),
                     component="engine" if model == engine else "provider",
+                    quotas=quotas.get(model, ()),
                 )
             ]
             for model, vendor in vendors.items()
         }
         self.dispatcher = Dispatcher(
             candidates,
-            RATES.get,
+            lambda model, *, input_tokens=0: RATES.get(model),
             RetryRules(max_attempts, 0.2, 5.0),
             self.watch,
             monotonic=self.time,
             random=random,
             sleep=self.time.sleep,
+            hedging=hedging,
         )
 
     def breaker(self, model: str) -> Breaker:
@@ -155,9 +177,10 @@ class Bench:
         deadline_s: float | None = 60.0,
         max_attempts: int | None = None,
         streaming: bool = True,
+        hedge: bool = False,
     ) -> Order:
         deadline = None if deadline_s is None else self.time.now + deadline_s
-        return Order(CHAT, CALLER, models, streaming, deadline, max_attempts)
+        return Order(CHAT, CALLER, models, streaming, deadline, max_attempts, hedge)
 
     async def events(
         self,
@@ -165,8 +188,9 @@ class Bench:
         deadline_s: float | None = 60.0,
         max_attempts: int | None = None,
         streaming: bool = True,
+        hedge: bool = False,
     ) -> list[Started | Delta | Finished]:
-        order = self.order(*models, deadline_s=deadline_s, max_attempts=max_attempts, streaming=streaming)
+        order = self.order(*models, deadline_s=deadline_s, max_attempts=max_attempts, streaming=streaming, hedge=hedge)
         return [event async for event in self.dispatcher.answer(order)]
 
     async def failure(self, *models: str, deadline_s: float | None = 60.0) -> NoAnswer:
@@ -394,6 +418,70 @@ async def test_a_vendor_without_a_free_slot_gives_way_to_the_next() -> None:
     assert (failure.reason, failure.retry_after_s, cheap.calls) == ("RATE_LIMITED", 1.0, [])
     bench.slots.release()
     assert outcomes(finished(await bench.events("cheap"))) == [("cheap", "ok")]
+
+
+async def test_a_vendor_over_its_limits_gives_way_to_the_next() -> None:
+    quotas = {"cheap": (Quota("vendor-of-cheap", "", "requests", 1),)}
+    cheap = ScriptedVendor(OK)
+    bench = Bench({"cheap": cheap, "dear": ScriptedVendor(OK)}, quotas=quotas)
+    assert outcomes(finished(await bench.events("cheap", "dear"))) == [("cheap", "ok")]
+    assert outcomes(finished(await bench.events("cheap", "dear"))) == [("dear", "ok")]
+    assert (bench.time.slept, len(cheap.calls)) == ([], 1)
+
+
+async def test_a_vendor_over_its_limits_is_waited_for_when_no_other_is_left() -> None:
+    quotas = {"cheap": (Quota("vendor-of-cheap", "", "requests", 1),)}
+    bench = Bench({"cheap": ScriptedVendor(OK)}, quotas=quotas, random=lambda: 0.5)
+    await bench.events("cheap")
+    assert outcomes(finished(await bench.events("cheap", deadline_s=90.0))) == [("cheap", "ok")]
+    assert bench.time.slept == [pytest.approx(61.0 + 0.1)]  # and half of the first pause
+
+
+async def test_limits_that_free_too_late_are_named_with_the_time() -> None:
+    quotas = {"cheap": (Quota("vendor-of-cheap", "", "tokens", 50),)}
+    bench = Bench({"cheap": ScriptedVendor(OK)}, quotas=quotas, random=lambda: 0.0)
+    await bench.events("cheap")
+    failure = await bench.failure("cheap", deadline_s=30.0)
+    assert (failure.reason, failure.retry_after_s, failure.attempts) == ("RATE_LIMITED", 61.0, 0)
+    assert bench.time.slept == []
+
+
+async def test_whoever_failed_unbilled_has_taken_no_tokens() -> None:
+    quotas = {"cheap": (Quota("vendor-of-cheap", "", "tokens", 400),)}
+    bench = Bench({"cheap": ScriptedVendor([error(Reason.UNAVAILABLE)], OK)}, quotas=quotas)
+    assert len(finished(await bench.events("cheap")).attempts) == 2
+
+
+async def test_a_vendor_that_asked_to_wait_is_asked_by_nobody_before() -> None:
+    cheap = ScriptedVendor([error(Reason.RATE_LIMITED, 20.0)], OK)
+    bench = Bench({"cheap": cheap, "dear": ScriptedVendor(OK)})
+    await bench.events("cheap", "dear")
+    assert outcomes(finished(await bench.events("cheap", "dear"))) == [("dear", "ok")]
+    failure = await bench.failure("cheap", deadline_s=5.0)
+    assert (failure.reason, failure.retry_after_s, failure.attempts) == ("RATE_LIMITED", 20.0, 0)
+    assert len(cheap.calls) == 1
+    assert outcomes(finished(await bench.events("cheap"))) == [("cheap", "ok")]
+    assert bench.time.slept == [pytest.approx(20.0)]
+
+
+async def test_nobody_is_kept_from_a_vendor_for_more_than_a_minute_by_its_word() -> None:
+    bench = Bench({"cheap": ScriptedVendor([error(Reason.RATE_LIMITED, 90_000.0)])})
+    await bench.failure("cheap")
+    assert bench.breaker("cheap").held_for_s == 60.0
+
+
+async def test_a_retry_after_that_is_past_leaves_the_usual_pause() -> None:
+    bench = Bench({"cheap": ScriptedVendor([error(Reason.RATE_LIMITED, 0.0)], OK)})
+    await bench.events("cheap")
+    assert bench.time.slept == [pytest.approx(0.2)]
+
+
+async def test_an_endless_answer_is_a_fault_of_the_vendor() -> None:
+    long = ScriptedVendor([TextDelta("x" * (MAX_ANSWER_CHARS + 1)), OK[-1]])
+    bench = Bench({"cheap": long, "dear": ScriptedVendor(OK)})
+    done = finished(await bench.events("cheap", "dear"))
+    assert outcomes(done) == [("cheap", "UPSTREAM_UNAVAILABLE"), ("dear", "ok")]
+    assert done.wasted > 0
 
 
 async def test_whoever_waited_for_a_slot_asks_the_breaker_again() -> None:

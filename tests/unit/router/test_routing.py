@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.chat import Chat, Message, Role, Sampling, TextPart
-from services.common.money import Rates
+from services.common.money import Rates, Tariff, batch_rates
 from services.router.domain.routing import (
     Catalogue,
-    ModelPrice,
     Objective,
     Question,
+    Speed,
     TierRules,
     UnknownModelName,
     route,
@@ -22,10 +22,11 @@ SIMPLE = "What is a server?"
 HARD = "Prove by induction that the sum of the first n odd numbers is n squared."
 
 
-def price(dollars_in: float, dollars_out: float, cached: float | None = None, batch: str = "1") -> ModelPrice:
+def price(dollars_in: float, dollars_out: float, cached: float | None = None, batch: str = "1") -> Tariff:
     nano = 1_000_000_000
     read = dollars_in if cached is None else cached
-    return ModelPrice(Rates(int(dollars_in * nano), int(dollars_out * nano), int(read * nano)), Decimal(batch))
+    rates = Rates(int(dollars_in * nano), int(dollars_out * nano), int(read * nano))
+    return Tariff(rates, batch_rates(rates, Decimal(batch)))
 
 
 CATALOGUE = Catalogue(
@@ -43,6 +44,8 @@ CATALOGUE = Catalogue(
         "claude": price(3, 15, cached=0.3),
         "thinker": price(15, 60),
     },
+    # Nobody knows how fast "tiny" is.
+    speeds={"mini": Speed(0.5, 100), "big": Speed(0.5, 50), "claude": Speed(0.1, 400), "thinker": Speed(20, 100)},
 )
 
 
@@ -93,10 +96,75 @@ def test_floor_puts_the_cheapest_of_the_tier_first():
     assert [candidate.model for candidate in found.candidates] == ["big", "thinker", "claude"]
 
 
-def test_nitro_puts_the_model_with_the_cheapest_output_first():
-    found = route(ask(requested="reasoning:nitro"), CATALOGUE)
+def test_without_a_suffix_the_policys_order_holds():
+    found = route(ask(requested="complex"), CATALOGUE)
+    assert (found.objective, found.candidates[0].model) == (Objective.POLICY, "big")
+
+
+def test_nitro_puts_the_model_first_whose_answer_is_expected_soonest():
+    # 400 tokens: big 0.5 + 400/50 = 8.5 s, claude 0.1 + 400/400 = 1.1 s.
+    found = route(ask(requested="complex:nitro"), CATALOGUE)
     assert found.objective is Objective.FASTEST
-    assert found.candidates[0].model == "big"
+    assert [(c.model, c.seconds) for c in found.candidates[:2]] == [("claude", 1.1), ("big", 8.5)]
+
+
+def test_the_length_of_the_answer_decides_whether_the_first_token_or_the_pace_counts():
+    eager, steady = Speed(0.1, 20), Speed(1.0, 200)
+    catalogue = Catalogue({"simple": TierRules(("a", "b"), 1000)}, CATALOGUE.prices, {"a": eager, "b": steady})
+    assert models(ask(requested="simple:nitro"), catalogue) == ["b", "a"]
+    short = Sampling(max_output_tokens=10)
+    assert models(ask(requested="simple:nitro", sampling=short), catalogue) == ["a", "b"]
+
+
+def test_a_model_of_unknown_speed_is_never_taken_for_fast():
+    assert models(ask(requested="simple:nitro"))[:2] == ["mini", "tiny"]
+    nobody_knows = Catalogue(CATALOGUE.tiers, CATALOGUE.prices)
+    assert models(ask(requested="simple:nitro"), nobody_knows)[:2] == ["tiny", "mini"]
+
+
+def test_balanced_weighs_price_against_time():
+    # The reasoning tier: thinker 800 x 60 = 48 m$ in 28 s, big 800 x 10 = 8 m$ in 16.5 s: dearer and slower loses.
+    found = route(ask(requested="reasoning:balanced"), CATALOGUE)
+    assert found.objective is Objective.BALANCED
+    assert [c.model for c in found.candidates[:2]] == ["big", "thinker"]
+    # The complex tier: claude costs 1.5 times as much and answers 7.7 times as fast.
+    assert models(ask(requested="complex:balanced"))[0] == "claude"
+    assert models(ask(requested="complex:floor"))[0] == "big"
+
+
+@pytest.mark.parametrize(("seconds", "first"), [(1.9, "dear"), (2.1, "cheap")])
+def test_twice_the_speed_is_worth_twice_the_price(seconds, first):
+    catalogue = Catalogue(
+        {"simple": TierRules(("cheap", "dear"), 100)},
+        {"cheap": price(1, 1), "dear": price(2, 2)},
+        {"cheap": Speed(4, 1e5), "dear": Speed(seconds, 1e5)},
+    )
+    assert models(ask(requested="simple:balanced"), catalogue)[0] == first
+
+
+def test_where_time_is_weighed_an_unknown_speed_is_as_slow_as_the_slowest_known():
+    catalogue = Catalogue(
+        {"simple": TierRules(("unknown", "slow", "quick"), 100)},
+        {"unknown": price(1, 1), "slow": price(1.1, 1.1), "quick": price(2, 2)},
+        {"slow": Speed(4, 1e5), "quick": Speed(1, 1e5)},
+    )
+    assert models(ask(requested="simple:balanced"), catalogue) == ["quick", "unknown", "slow"]
+    nothing_known = Catalogue(catalogue.tiers, catalogue.prices)
+    assert models(ask(requested="simple:balanced"), nothing_known) == ["unknown", "slow", "quick"]
+
+
+def test_a_long_prompt_has_the_price_of_long_prompts():
+    short = price(1, 1, batch="0.5")
+    tariff = Tariff(short.rates, short.batch, long=price(2, 3, batch="0.5"), long_from=1000)
+    catalogue = Catalogue({"simple": TierRules(("m",), 100)}, {"m": tariff})
+    (below,) = route(ask("word " * 900, "m"), catalogue).candidates
+    assert below.input_tokens <= 1000
+    assert below.cost == (below.input_tokens + 100) * 1000
+    (above,) = route(ask("word " * 2000, "m"), catalogue).candidates
+    assert above.input_tokens > 1000
+    assert above.cost == above.input_tokens * 2000 + 100 * 3000
+    (batch,) = route(ask("word " * 2000, "m", batch=True), catalogue).candidates
+    assert batch.cost * 2 == above.cost
 
 
 @pytest.mark.parametrize("requested", [":floor", "auto:floor"])
@@ -110,7 +178,7 @@ def test_a_model_whose_name_ends_like_a_suffix_is_still_a_model():
     found = route(ask(requested="llama:nitro"), catalogue)
     assert ([candidate.model for candidate in found.candidates], found.objective) == (
         ["llama:nitro"],
-        Objective.BALANCED,
+        Objective.POLICY,
     )
 
 
@@ -170,7 +238,7 @@ def test_a_policy_without_the_judged_tier_uses_the_nearest():
 @settings(deadline=None)
 @given(
     st.sampled_from(["", "auto", "simple", "medium", "complex", "reasoning", "house", "tiny", "big"]),
-    st.sampled_from(["", ":floor", ":nitro"]),
+    st.sampled_from(["", ":floor", ":nitro", ":balanced"]),
     st.text(max_size=200),
     st.integers(0, 10_000),
     st.booleans(),

@@ -115,7 +115,9 @@ class CompleteRequest(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """"auto" (the policy chooses), a tier, or a model; each may end in ":floor" or ":nitro". Empty means "auto"."""
+    """"auto" (the policy chooses), a tier, or a model; each may end in ":floor" (cheapest), ":nitro" (fastest)
+    or ":balanced". Empty means "auto".
+    """
     namespace: _builtins.str
     """The policy's namespace. Empty means "default"."""
     endpoint: _builtins.str

@@ -285,6 +285,26 @@ class GetStatusResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LibraryMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BACKEND_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
@@ -294,6 +314,15 @@ class GetStatusResponse(_message.Message):
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     IDLE_TIME_FIELD_NUMBER: _builtins.int
     BUSY_TIME_FIELD_NUMBER: _builtins.int
+    UNBILLED_TIME_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PREFIX_HIT_RATE_FIELD_NUMBER: _builtins.int
+    KV_CACHE_USE_FIELD_NUMBER: _builtins.int
+    LIBRARY_METRICS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """"vllm" or "llamacpp"."""
     model: _builtins.str
@@ -306,17 +335,41 @@ class GetStatusResponse(_message.Message):
     """Requests waiting for a slot."""
     max_running: _builtins.int
     """Most requests computed at once."""
+    answers: _builtins.int
+    """Complete answers since start. The counts below are theirs."""
+    input_tokens: _builtins.int
+    """Tokens of their prompts."""
+    cached_input_tokens: _builtins.int
+    """The part of `input_tokens` that was not computed, since its prefix was cached."""
+    output_tokens: _builtins.int
+    """Tokens of the answers."""
+    output_tokens_per_second: _builtins.float
+    """Output tokens of the answers that ended in the last minute, a second."""
+    prefix_hit_rate: _builtins.float
+    """cached_input_tokens / input_tokens, 0 to 1."""
+    kv_cache_use: _builtins.float
+    """Part of the memory for keys and values in use, 0 to 1. Unset: the library does not tell."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of loaded LoRA adapters."""
 
     @_builtins.property
     def idle_time(self) -> _duration_pb2.Duration:
-        """Device time since start in which nothing was computed."""
+        """Device time since start in which nothing was computed. It is in no bill."""
 
     @_builtins.property
     def busy_time(self) -> _duration_pb2.Duration:
-        """Device time since start in which something was computed."""
+        """Device time since start in which something was computed. The shares of all requests add up to it."""
+
+    @_builtins.property
+    def unbilled_time(self) -> _duration_pb2.Duration:
+        """The part of `busy_time` that went to requests without an answer: cancelled, refused or cut, or the first token's proof."""
+
+    @_builtins.property
+    def library_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The library's own metrics by its own names, such as vllm:num_preemptions_total: gauges and counters, summed over their
+        labels. Empty where it has none.
+        """
 
     def __init__(
         self,
@@ -330,11 +383,22 @@ class GetStatusResponse(_message.Message):
         max_running: _builtins.int = ...,
         idle_time: _duration_pb2.Duration | None = ...,
         busy_time: _duration_pb2.Duration | None = ...,
+        unbilled_time: _duration_pb2.Duration | None = ...,
+        answers: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        cached_input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        output_tokens_per_second: _builtins.float = ...,
+        prefix_hit_rate: _builtins.float = ...,
+        kv_cache_use: _builtins.float | None = ...,
+        library_metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["busy_time", b"busy_time", "idle_time", b"idle_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_use", b"_kv_cache_use", "busy_time", b"busy_time", "idle_time", b"idle_time", "kv_cache_use", b"kv_cache_use", "unbilled_time", b"unbilled_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "backend", b"backend", "busy_time", b"busy_time", "idle_time", b"idle_time", "max_context_tokens", b"max_context_tokens", "max_running", b"max_running", "model", b"model", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_use", b"_kv_cache_use", "adapters", b"adapters", "answers", b"answers", "backend", b"backend", "busy_time", b"busy_time", "cached_input_tokens", b"cached_input_tokens", "idle_time", b"idle_time", "input_tokens", b"input_tokens", "kv_cache_use", b"kv_cache_use", "library_metrics", b"library_metrics", "max_context_tokens", b"max_context_tokens", "max_running", b"max_running", "model", b"model", "output_tokens", b"output_tokens", "output_tokens_per_second", b"output_tokens_per_second", "prefix_hit_rate", b"prefix_hit_rate", "running", b"running", "unbilled_time", b"unbilled_time", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__kv_cache_use: _TypeAlias = _typing.Literal["kv_cache_use"]  # noqa: Y015
+    _WhichOneofArgType__kv_cache_use: _TypeAlias = _typing.Literal["_kv_cache_use", b"_kv_cache_use"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_cache_use) -> _WhichOneofReturnType__kv_cache_use | None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015

@@ -27,35 +27,53 @@ from llmmesh.common.v1 import chat_pb2 as llmmesh_dot_common_dot_v1_dot_chat__pb
 from llmmesh.common.v1 import usage_pb2 as llmmesh_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"llmmesh/provider/v1/provider.proto\x12\x13llmmesh.provider.v1\x1a\x1ellmmesh/common/v1/caller.proto\x1a\x1cllmmesh/common/v1/chat.proto\x1a\x1dllmmesh/common/v1/usage.proto\"\xe0\x01\n\x0fGenerateRequest\x12\x31\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x19.llmmesh.common.v1.CallerR\x06\x63\x61ller\x12+\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x17.llmmesh.common.v1.ChatR\x04\x63hat\x12\x1e\n\ncandidates\x18\x03 \x03(\tR\ncandidates\x12&\n\x0cmax_attempts\x18\x04 \x01(\x05H\x00R\x0bmaxAttempts\x88\x01\x01\x12\x14\n\x05hedge\x18\x05 \x01(\x08R\x05hedgeB\x0f\n\r_max_attempts\"\x95\x01\n\x07\x41ttempt\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x18\n\x07outcome\x18\x03 \x01(\tR\x07outcome\x12!\n\x0c\x63ost_nanousd\x18\x04 \x01(\x03R\x0b\x63ostNanousd\x12\x1f\n\x0b\x64uration_ms\x18\x05 \x01(\x03R\ndurationMs\"\x94\x02\n\x06\x43harge\x12!\n\x0c\x63ost_nanousd\x18\x01 \x01(\x03R\x0b\x63ostNanousd\x12.\n\x05rates\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.RatesR\x05rates\x12>\n\tcomponent\x18\x03 \x01(\x0e\x32 .llmmesh.common.v1.CostComponentR\tcomponent\x12\x1a\n\x08unpriced\x18\x04 \x01(\x08R\x08unpriced\x12%\n\x0ewasted_nanousd\x18\x05 \x01(\x03R\rwastedNanousd\x12\x34\n\x16\x62\x61tch_discount_nanousd\x18\x06 \x01(\x03R\x14\x62\x61tchDiscountNanousd\"\x92\x02\n\x10GenerateResponse\x12\x31\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x19.llmmesh.common.v1.AnswerR\x06\x61nswer\x12.\n\x05usage\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\x12\x33\n\x06\x63harge\x18\x03 \x01(\x0b\x32\x1b.llmmesh.provider.v1.ChargeR\x06\x63harge\x12\x14\n\x05model\x18\x04 \x01(\tR\x05model\x12\x16\n\x06vendor\x18\x05 \x01(\tR\x06vendor\x12\x38\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x1c.llmmesh.provider.v1.AttemptR\x08\x61ttempts\"\xe6\x01\n\x15StreamGenerateRequest\x12\x31\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x19.llmmesh.common.v1.CallerR\x06\x63\x61ller\x12+\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x17.llmmesh.common.v1.ChatR\x04\x63hat\x12\x1e\n\ncandidates\x18\x03 \x03(\tR\ncandidates\x12&\n\x0cmax_attempts\x18\x04 \x01(\x05H\x00R\x0bmaxAttempts\x88\x01\x01\x12\x14\n\x05hedge\x18\x05 \x01(\x08R\x05hedgeB\x0f\n\r_max_attempts\"w\n\x07Started\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n\x06vendor\x18\x02 \x01(\tR\x06vendor\x12>\n\tcomponent\x18\x03 \x01(\x0e\x32 .llmmesh.common.v1.CostComponentR\tcomponent\"\xef\x01\n\x08\x46inished\x12\x44\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1f.llmmesh.common.v1.FinishReasonR\x0c\x66inishReason\x12.\n\x05usage\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\x12\x33\n\x06\x63harge\x18\x03 \x01(\x0b\x32\x1b.llmmesh.provider.v1.ChargeR\x06\x63harge\x12\x38\n\x08\x61ttempts\x18\x04 \x03(\x0b\x32\x1c.llmmesh.provider.v1.AttemptR\x08\x61ttempts\"\xca\x01\n\x16StreamGenerateResponse\x12\x38\n\x07started\x18\x01 \x01(\x0b\x32\x1c.llmmesh.provider.v1.StartedH\x00R\x07started\x12\x30\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.DeltaH\x00R\x05\x64\x65lta\x12;\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.llmmesh.provider.v1.FinishedH\x00R\x08\x66inishedB\x07\n\x05\x65vent\"\x13\n\x11ListModelsRequest\"5\n\x05Model\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n\x06vendor\x18\x02 \x01(\tR\x06vendor\"H\n\x12ListModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\x1a.llmmesh.provider.v1.ModelR\x06models2\xb6\x02\n\x0fProviderService\x12W\n\x08Generate\x12$.llmmesh.provider.v1.GenerateRequest\x1a%.llmmesh.provider.v1.GenerateResponse\x12k\n\x0eStreamGenerate\x12*.llmmesh.provider.v1.StreamGenerateRequest\x1a+.llmmesh.provider.v1.StreamGenerateResponse0\x01\x12]\n\nListModels\x12&.llmmesh.provider.v1.ListModelsRequest\x1a\'.llmmesh.provider.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"llmmesh/provider/v1/provider.proto\x12\x13llmmesh.provider.v1\x1a\x1ellmmesh/common/v1/caller.proto\x1a\x1cllmmesh/common/v1/chat.proto\x1a\x1dllmmesh/common/v1/usage.proto\"\xe0\x01\n\x0fGenerateRequest\x12\x31\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x19.llmmesh.common.v1.CallerR\x06\x63\x61ller\x12+\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x17.llmmesh.common.v1.ChatR\x04\x63hat\x12\x1e\n\ncandidates\x18\x03 \x03(\tR\ncandidates\x12&\n\x0cmax_attempts\x18\x04 \x01(\x05H\x00R\x0bmaxAttempts\x88\x01\x01\x12\x14\n\x05hedge\x18\x05 \x01(\x08R\x05hedgeB\x0f\n\r_max_attempts\"\x95\x01\n\x07\x41ttempt\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x18\n\x07outcome\x18\x03 \x01(\tR\x07outcome\x12!\n\x0c\x63ost_nanousd\x18\x04 \x01(\x03R\x0b\x63ostNanousd\x12\x1f\n\x0b\x64uration_ms\x18\x05 \x01(\x03R\ndurationMs\"\x94\x02\n\x06\x43harge\x12!\n\x0c\x63ost_nanousd\x18\x01 \x01(\x03R\x0b\x63ostNanousd\x12.\n\x05rates\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.RatesR\x05rates\x12>\n\tcomponent\x18\x03 \x01(\x0e\x32 .llmmesh.common.v1.CostComponentR\tcomponent\x12\x1a\n\x08unpriced\x18\x04 \x01(\x08R\x08unpriced\x12%\n\x0ewasted_nanousd\x18\x05 \x01(\x03R\rwastedNanousd\x12\x34\n\x16\x62\x61tch_discount_nanousd\x18\x06 \x01(\x03R\x14\x62\x61tchDiscountNanousd\"\x88\x01\n\rVolatileField\x12\x35\n\x04kind\x18\x01 \x01(\x0e\x32!.llmmesh.provider.v1.VolatileKindR\x04kind\x12\x12\n\x04part\x18\x02 \x01(\tR\x04part\x12\x16\n\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x14\n\x05moved\x18\x04 \x01(\x08R\x05moved\"T\n\x0cPromptChange\x12\x12\n\x04part\x18\x01 \x01(\tR\x04part\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x18\n\x07\x65xcerpt\x18\x03 \x01(\tR\x07\x65xcerpt\"\xcb\x02\n\x11PromptCacheReport\x12\x41\n\x07outcome\x18\x01 \x01(\x0e\x32\'.llmmesh.provider.v1.PromptCacheOutcomeR\x07outcome\x12#\n\rstatic_tokens\x18\x02 \x01(\x03R\x0cstaticTokens\x12\x1f\n\x0bread_tokens\x18\x03 \x01(\x03R\nreadTokens\x12%\n\x0ewritten_tokens\x18\x04 \x01(\x03R\rwrittenTokens\x12\x39\n\x06\x63hange\x18\x05 \x01(\x0b\x32!.llmmesh.provider.v1.PromptChangeR\x06\x63hange\x12K\n\x0fvolatile_fields\x18\x06 \x03(\x0b\x32\".llmmesh.provider.v1.VolatileFieldR\x0evolatileFields\"\xdd\x02\n\x10GenerateResponse\x12\x31\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x19.llmmesh.common.v1.AnswerR\x06\x61nswer\x12.\n\x05usage\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\x12\x33\n\x06\x63harge\x18\x03 \x01(\x0b\x32\x1b.llmmesh.provider.v1.ChargeR\x06\x63harge\x12\x14\n\x05model\x18\x04 \x01(\tR\x05model\x12\x16\n\x06vendor\x18\x05 \x01(\tR\x06vendor\x12\x38\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x1c.llmmesh.provider.v1.AttemptR\x08\x61ttempts\x12I\n\x0cprompt_cache\x18\x07 \x01(\x0b\x32&.llmmesh.provider.v1.PromptCacheReportR\x0bpromptCache\"\xe6\x01\n\x15StreamGenerateRequest\x12\x31\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x19.llmmesh.common.v1.CallerR\x06\x63\x61ller\x12+\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x17.llmmesh.common.v1.ChatR\x04\x63hat\x12\x1e\n\ncandidates\x18\x03 \x03(\tR\ncandidates\x12&\n\x0cmax_attempts\x18\x04 \x01(\x05H\x00R\x0bmaxAttempts\x88\x01\x01\x12\x14\n\x05hedge\x18\x05 \x01(\x08R\x05hedgeB\x0f\n\r_max_attempts\"w\n\x07Started\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n\x06vendor\x18\x02 \x01(\tR\x06vendor\x12>\n\tcomponent\x18\x03 \x01(\x0e\x32 .llmmesh.common.v1.CostComponentR\tcomponent\"\xba\x02\n\x08\x46inished\x12\x44\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1f.llmmesh.common.v1.FinishReasonR\x0c\x66inishReason\x12.\n\x05usage\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\x12\x33\n\x06\x63harge\x18\x03 \x01(\x0b\x32\x1b.llmmesh.provider.v1.ChargeR\x06\x63harge\x12\x38\n\x08\x61ttempts\x18\x04 \x03(\x0b\x32\x1c.llmmesh.provider.v1.AttemptR\x08\x61ttempts\x12I\n\x0cprompt_cache\x18\x05 \x01(\x0b\x32&.llmmesh.provider.v1.PromptCacheReportR\x0bpromptCache\"\xca\x01\n\x16StreamGenerateResponse\x12\x38\n\x07started\x18\x01 \x01(\x0b\x32\x1c.llmmesh.provider.v1.StartedH\x00R\x07started\x12\x30\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.DeltaH\x00R\x05\x64\x65lta\x12;\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.llmmesh.provider.v1.FinishedH\x00R\x08\x66inishedB\x07\n\x05\x65vent\"\x13\n\x11ListModelsRequest\"5\n\x05Model\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n\x06vendor\x18\x02 \x01(\tR\x06vendor\"H\n\x12ListModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\x1a.llmmesh.provider.v1.ModelR\x06models\"_\n\x17PromptCacheStatsRequest\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1f\n\x08\x65ndpoint\x18\x02 \x01(\tH\x00R\x08\x65ndpoint\x88\x01\x01\x42\x0b\n\t_endpoint\"x\n\x17PromptCacheOutcomeCount\x12\x41\n\x07outcome\x18\x01 \x01(\x0e\x32\'.llmmesh.provider.v1.PromptCacheOutcomeR\x07outcome\x12\x1a\n\x08requests\x18\x02 \x01(\x03R\x08requests\"\xa9\x03\n\x0ePromptCacheRow\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n\x08\x65ndpoint\x18\x02 \x01(\tR\x08\x65ndpoint\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12\x16\n\x06vendor\x18\x04 \x01(\tR\x06vendor\x12\x1a\n\x08requests\x18\x05 \x01(\x03R\x08requests\x12\x12\n\x04hits\x18\x06 \x01(\x03R\x04hits\x12!\n\x0cinput_tokens\x18\x07 \x01(\x03R\x0binputTokens\x12\x1f\n\x0bread_tokens\x18\x08 \x01(\x03R\nreadTokens\x12%\n\x0ewritten_tokens\x18\t \x01(\x03R\rwrittenTokens\x12#\n\rsaved_nanousd\x18\n \x01(\x03R\x0csavedNanousd\x12+\n\x11volatile_requests\x18\x0b \x01(\x03R\x10volatileRequests\x12H\n\x08outcomes\x18\x0c \x03(\x0b\x32,.llmmesh.provider.v1.PromptCacheOutcomeCountR\x08outcomes\"S\n\x18PromptCacheStatsResponse\x12\x37\n\x04rows\x18\x01 \x03(\x0b\x32#.llmmesh.provider.v1.PromptCacheRowR\x04rows*\xc6\x02\n\x12PromptCacheOutcome\x12$\n PROMPT_CACHE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18PROMPT_CACHE_OUTCOME_HIT\x10\x01\x12\x1e\n\x1aPROMPT_CACHE_OUTCOME_FIRST\x10\x02\x12\"\n\x1ePROMPT_CACHE_OUTCOME_TOO_SHORT\x10\x03\x12 \n\x1cPROMPT_CACHE_OUTCOME_CHANGED\x10\x04\x12 \n\x1cPROMPT_CACHE_OUTCOME_EXPIRED\x10\x05\x12!\n\x1dPROMPT_CACHE_OUTCOME_SWITCHED\x10\x06\x12#\n\x1fPROMPT_CACHE_OUTCOME_UNREPORTED\x10\x07\x12\x1c\n\x18PROMPT_CACHE_OUTCOME_OFF\x10\x08*\x93\x01\n\x0cVolatileKind\x12\x1d\n\x19VOLATILE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17VOLATILE_KIND_TIMESTAMP\x10\x01\x12\x16\n\x12VOLATILE_KIND_UUID\x10\x02\x12\x14\n\x10VOLATILE_KIND_ID\x10\x03\x12\x19\n\x15VOLATILE_KIND_COUNTER\x10\x04\x32\xa7\x03\n\x0fProviderService\x12W\n\x08Generate\x12$.llmmesh.provider.v1.GenerateRequest\x1a%.llmmesh.provider.v1.GenerateResponse\x12k\n\x0eStreamGenerate\x12*.llmmesh.provider.v1.StreamGenerateRequest\x1a+.llmmesh.provider.v1.StreamGenerateResponse0\x01\x12]\n\nListModels\x12&.llmmesh.provider.v1.ListModelsRequest\x1a\'.llmmesh.provider.v1.ListModelsResponse\x12o\n\x10PromptCacheStats\x12,.llmmesh.provider.v1.PromptCacheStatsRequest\x1a-.llmmesh.provider.v1.PromptCacheStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmmesh.provider.v1.provider_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PROMPTCACHEOUTCOME']._serialized_start=3480
+  _globals['_PROMPTCACHEOUTCOME']._serialized_end=3806
+  _globals['_VOLATILEKIND']._serialized_start=3809
+  _globals['_VOLATILEKIND']._serialized_end=3956
   _globals['_GENERATEREQUEST']._serialized_start=153
   _globals['_GENERATEREQUEST']._serialized_end=377
   _globals['_ATTEMPT']._serialized_start=380
   _globals['_ATTEMPT']._serialized_end=529
   _globals['_CHARGE']._serialized_start=532
   _globals['_CHARGE']._serialized_end=808
-  _globals['_GENERATERESPONSE']._serialized_start=811
-  _globals['_GENERATERESPONSE']._serialized_end=1085
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=1088
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=1318
-  _globals['_STARTED']._serialized_start=1320
-  _globals['_STARTED']._serialized_end=1439
-  _globals['_FINISHED']._serialized_start=1442
-  _globals['_FINISHED']._serialized_end=1681
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1684
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1886
-  _globals['_LISTMODELSREQUEST']._serialized_start=1888
-  _globals['_LISTMODELSREQUEST']._serialized_end=1907
-  _globals['_MODEL']._serialized_start=1909
-  _globals['_MODEL']._serialized_end=1962
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1964
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2036
-  _globals['_PROVIDERSERVICE']._serialized_start=2039
-  _globals['_PROVIDERSERVICE']._serialized_end=2349
+  _globals['_VOLATILEFIELD']._serialized_start=811
+  _globals['_VOLATILEFIELD']._serialized_end=947
+  _globals['_PROMPTCHANGE']._serialized_start=949
+  _globals['_PROMPTCHANGE']._serialized_end=1033
+  _globals['_PROMPTCACHEREPORT']._serialized_start=1036
+  _globals['_PROMPTCACHEREPORT']._serialized_end=1367
+  _globals['_GENERATERESPONSE']._serialized_start=1370
+  _globals['_GENERATERESPONSE']._serialized_end=1719
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=1722
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=1952
+  _globals['_STARTED']._serialized_start=1954
+  _globals['_STARTED']._serialized_end=2073
+  _globals['_FINISHED']._serialized_start=2076
+  _globals['_FINISHED']._serialized_end=2390
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=2393
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=2595
+  _globals['_LISTMODELSREQUEST']._serialized_start=2597
+  _globals['_LISTMODELSREQUEST']._serialized_end=2616
+  _globals['_MODEL']._serialized_start=2618
+  _globals['_MODEL']._serialized_end=2671
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2673
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2745
+  _globals['_PROMPTCACHESTATSREQUEST']._serialized_start=2747
+  _globals['_PROMPTCACHESTATSREQUEST']._serialized_end=2842
+  _globals['_PROMPTCACHEOUTCOMECOUNT']._serialized_start=2844
+  _globals['_PROMPTCACHEOUTCOMECOUNT']._serialized_end=2964
+  _globals['_PROMPTCACHEROW']._serialized_start=2967
+  _globals['_PROMPTCACHEROW']._serialized_end=3392
+  _globals['_PROMPTCACHESTATSRESPONSE']._serialized_start=3394
+  _globals['_PROMPTCACHESTATSRESPONSE']._serialized_end=3477
+  _globals['_PROVIDERSERVICE']._serialized_start=3959
+  _globals['_PROVIDERSERVICE']._serialized_end=4382
 # @@protoc_insertion_point(module_scope)

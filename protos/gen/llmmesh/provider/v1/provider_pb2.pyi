@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from llmmesh.common.v1 import caller_pb2 as _caller_pb2
 from llmmesh.common.v1 import chat_pb2 as _chat_pb2
 from llmmesh.common.v1 import usage_pb2 as _usage_pb2
@@ -20,6 +21,86 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PromptCacheOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PromptCacheOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PromptCacheOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROMPT_CACHE_OUTCOME_UNSPECIFIED: _PromptCacheOutcome.ValueType  # 0
+    """Not said."""
+    PROMPT_CACHE_OUTCOME_HIT: _PromptCacheOutcome.ValueType  # 1
+    """The vendor read a part of the prompt out of its cache."""
+    PROMPT_CACHE_OUTCOME_FIRST: _PromptCacheOutcome.ValueType  # 2
+    """This prefix was not sent before, as far as this process knows."""
+    PROMPT_CACHE_OUTCOME_TOO_SHORT: _PromptCacheOutcome.ValueType  # 3
+    """The static prefix is shorter than what the vendor keeps for this model."""
+    PROMPT_CACHE_OUTCOME_CHANGED: _PromptCacheOutcome.ValueType  # 4
+    """The prefix differs from the one before: `change` says where."""
+    PROMPT_CACHE_OUTCOME_EXPIRED: _PromptCacheOutcome.ValueType  # 5
+    """The vendor had it, and has it no more."""
+    PROMPT_CACHE_OUTCOME_SWITCHED: _PromptCacheOutcome.ValueType  # 6
+    """Another candidate has it."""
+    PROMPT_CACHE_OUTCOME_UNREPORTED: _PromptCacheOutcome.ValueType  # 7
+    """The vendor does not say what it read."""
+    PROMPT_CACHE_OUTCOME_OFF: _PromptCacheOutcome.ValueType  # 8
+    """Nothing was to be kept: the vendor or the model has no cache, the planner is off, or keeping it costs more than it brings."""
+
+class PromptCacheOutcome(_PromptCacheOutcome, metaclass=_PromptCacheOutcomeEnumTypeWrapper):
+    """What became of the prefix that a prompt shares with earlier ones, by the vendor's own count."""
+
+PROMPT_CACHE_OUTCOME_UNSPECIFIED: PromptCacheOutcome.ValueType  # 0
+"""Not said."""
+PROMPT_CACHE_OUTCOME_HIT: PromptCacheOutcome.ValueType  # 1
+"""The vendor read a part of the prompt out of its cache."""
+PROMPT_CACHE_OUTCOME_FIRST: PromptCacheOutcome.ValueType  # 2
+"""This prefix was not sent before, as far as this process knows."""
+PROMPT_CACHE_OUTCOME_TOO_SHORT: PromptCacheOutcome.ValueType  # 3
+"""The static prefix is shorter than what the vendor keeps for this model."""
+PROMPT_CACHE_OUTCOME_CHANGED: PromptCacheOutcome.ValueType  # 4
+"""The prefix differs from the one before: `change` says where."""
+PROMPT_CACHE_OUTCOME_EXPIRED: PromptCacheOutcome.ValueType  # 5
+"""The vendor had it, and has it no more."""
+PROMPT_CACHE_OUTCOME_SWITCHED: PromptCacheOutcome.ValueType  # 6
+"""Another candidate has it."""
+PROMPT_CACHE_OUTCOME_UNREPORTED: PromptCacheOutcome.ValueType  # 7
+"""The vendor does not say what it read."""
+PROMPT_CACHE_OUTCOME_OFF: PromptCacheOutcome.ValueType  # 8
+"""Nothing was to be kept: the vendor or the model has no cache, the planner is off, or keeping it costs more than it brings."""
+Global___PromptCacheOutcome: _TypeAlias = PromptCacheOutcome  # noqa: Y015
+
+class _VolatileKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VolatileKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VolatileKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VOLATILE_KIND_UNSPECIFIED: _VolatileKind.ValueType  # 0
+    """Not said."""
+    VOLATILE_KIND_TIMESTAMP: _VolatileKind.ValueType  # 1
+    """A date with its time, or the current time."""
+    VOLATILE_KIND_UUID: _VolatileKind.ValueType  # 2
+    """A UUID."""
+    VOLATILE_KIND_ID: _VolatileKind.ValueType  # 3
+    """The id of a request, a trace, a session or the like."""
+    VOLATILE_KIND_COUNTER: _VolatileKind.ValueType  # 4
+    """A number that counts requests, messages or the like."""
+
+class VolatileKind(_VolatileKind, metaclass=_VolatileKindEnumTypeWrapper):
+    """A kind of text that differs from one request to the next."""
+
+VOLATILE_KIND_UNSPECIFIED: VolatileKind.ValueType  # 0
+"""Not said."""
+VOLATILE_KIND_TIMESTAMP: VolatileKind.ValueType  # 1
+"""A date with its time, or the current time."""
+VOLATILE_KIND_UUID: VolatileKind.ValueType  # 2
+"""A UUID."""
+VOLATILE_KIND_ID: VolatileKind.ValueType  # 3
+"""The id of a request, a trace, a session or the like."""
+VOLATILE_KIND_COUNTER: VolatileKind.ValueType  # 4
+"""A number that counts requests, messages or the like."""
+Global___VolatileKind: _TypeAlias = VolatileKind  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
@@ -35,8 +116,8 @@ class GenerateRequest(_message.Message):
     max_attempts: _builtins.int
     """Upper limit of vendor calls over all candidates. Unset means the setting."""
     hedge: _builtins.bool
-    """Starts a second candidate when the first is slow; the loser is cancelled and its tokens are billed. Planned: has no effect
-    in this version.
+    """Starts a second candidate, within the attempts, when the first is slower than it usually is. Who gives a piece first
+    answers; the other one is cancelled, its outcome is "HEDGED_LOST" and its tokens are billed.
     """
     @_builtins.property
     def caller(self) -> _caller_pb2.Caller:
@@ -85,7 +166,7 @@ class Attempt(_message.Message):
     vendor: _builtins.str
     """Which vendor of the provider's configuration."""
     outcome: _builtins.str
-    """"ok", or the reason of the error, such as "RATE_LIMITED"."""
+    """"ok", "CANCELLED", "HEDGED_LOST" (another one was faster), or the reason of the error, such as "RATE_LIMITED"."""
     cost_nanousd: _builtins.int
     """What the attempt cost, in nano-USD; 0 for one that was refused."""
     duration_ms: _builtins.int
@@ -152,6 +233,116 @@ class Charge(_message.Message):
 Global___Charge: _TypeAlias = Charge  # noqa: Y015
 
 @_typing.final
+class VolatileField(_message.Message):
+    """A volatile field in the system text: whatever stands behind it cannot be kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    kind: Global___VolatileKind.ValueType
+    """What it is."""
+    part: _builtins.str
+    """The caller's message, such as "messages[0]"."""
+    offset: _builtins.int
+    """Bytes before it in the message's text."""
+    moved: _builtins.bool
+    """Its sentence was sent behind the newest message instead."""
+    def __init__(
+        self,
+        *,
+        kind: Global___VolatileKind.ValueType = ...,
+        part: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        moved: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "moved", b"moved", "offset", b"offset", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolatileField: _TypeAlias = VolatileField  # noqa: Y015
+
+@_typing.final
+class PromptChange(_message.Message):
+    """Where a prompt's prefix differs from the last one that the vendor got."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    EXCERPT_FIELD_NUMBER: _builtins.int
+    part: _builtins.str
+    """The caller's part, such as "tools[3]" or "messages[0]"."""
+    offset: _builtins.int
+    """Bytes before the word that differs: in the message's text; of a tool, in its canonical JSON."""
+    excerpt: _builtins.str
+    """The new text there, at most 60 characters."""
+    def __init__(
+        self,
+        *,
+        part: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        excerpt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["excerpt", b"excerpt", "offset", b"offset", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptChange: _TypeAlias = PromptChange  # noqa: Y015
+
+@_typing.final
+class PromptCacheReport(_message.Message):
+    """What came of the part of a prompt that a vendor may keep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    STATIC_TOKENS_FIELD_NUMBER: _builtins.int
+    READ_TOKENS_FIELD_NUMBER: _builtins.int
+    WRITTEN_TOKENS_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    VOLATILE_FIELDS_FIELD_NUMBER: _builtins.int
+    outcome: Global___PromptCacheOutcome.ValueType
+    """What became of it."""
+    static_tokens: _builtins.int
+    """Tokens of tools, system text and earlier turns, estimated; 0 where nothing was planned."""
+    read_tokens: _builtins.int
+    """Tokens that the vendor read out of its cache."""
+    written_tokens: _builtins.int
+    """Tokens that it wrote to it, as far as it says."""
+    @_builtins.property
+    def change(self) -> Global___PromptChange:
+        """Set with CHANGED only."""
+
+    @_builtins.property
+    def volatile_fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolatileField]:
+        """Volatile fields in the system text, in order."""
+
+    def __init__(
+        self,
+        *,
+        outcome: Global___PromptCacheOutcome.ValueType = ...,
+        static_tokens: _builtins.int = ...,
+        read_tokens: _builtins.int = ...,
+        written_tokens: _builtins.int = ...,
+        change: Global___PromptChange | None = ...,
+        volatile_fields: _abc.Iterable[Global___VolatileField] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "outcome", b"outcome", "read_tokens", b"read_tokens", "static_tokens", b"static_tokens", "volatile_fields", b"volatile_fields", "written_tokens", b"written_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptCacheReport: _TypeAlias = PromptCacheReport  # noqa: Y015
+
+@_typing.final
 class GenerateResponse(_message.Message):
     """A whole answer."""
 
@@ -163,6 +354,7 @@ class GenerateResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VENDOR_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that answered, as in the price book."""
     vendor: _builtins.str
@@ -183,6 +375,10 @@ class GenerateResponse(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """All calls, the last being the one that answered."""
 
+    @_builtins.property
+    def prompt_cache(self) -> Global___PromptCacheReport:
+        """What the vendor kept of the prompt, and why not more."""
+
     def __init__(
         self,
         *,
@@ -192,10 +388,11 @@ class GenerateResponse(_message.Message):
         model: _builtins.str = ...,
         vendor: _builtins.str = ...,
         attempts: _abc.Iterable[Global___Attempt] | None = ...,
+        prompt_cache: Global___PromptCacheReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "charge", b"charge", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "charge", b"charge", "prompt_cache", b"prompt_cache", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "attempts", b"attempts", "charge", b"charge", "model", b"model", "usage", b"usage", "vendor", b"vendor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "attempts", b"attempts", "charge", b"charge", "model", b"model", "prompt_cache", b"prompt_cache", "usage", b"usage", "vendor", b"vendor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -215,8 +412,8 @@ class StreamGenerateRequest(_message.Message):
     max_attempts: _builtins.int
     """Upper limit of vendor calls over all candidates. Unset means the setting."""
     hedge: _builtins.bool
-    """Starts a second candidate when the first is slow; the loser is cancelled and its tokens are billed. Planned: has no effect
-    in this version.
+    """Starts a second candidate, within the attempts, when the first is slower than it usually is. Who gives a piece first
+    answers; the other one is cancelled, its outcome is "HEDGED_LOST" and its tokens are billed.
     """
     @_builtins.property
     def caller(self) -> _caller_pb2.Caller:
@@ -289,6 +486,7 @@ class Finished(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     CHARGE_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_FIELD_NUMBER: _builtins.int
     finish_reason: _chat_pb2.FinishReason.ValueType
     """Why it ended."""
     @_builtins.property
@@ -303,6 +501,10 @@ class Finished(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """All calls, the last being the one that answered."""
 
+    @_builtins.property
+    def prompt_cache(self) -> Global___PromptCacheReport:
+        """What the vendor kept of the prompt, and why not more."""
+
     def __init__(
         self,
         *,
@@ -310,10 +512,11 @@ class Finished(_message.Message):
         usage: _usage_pb2.Usage | None = ...,
         charge: Global___Charge | None = ...,
         attempts: _abc.Iterable[Global___Attempt] | None = ...,
+        prompt_cache: Global___PromptCacheReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "prompt_cache", b"prompt_cache", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "charge", b"charge", "finish_reason", b"finish_reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "charge", b"charge", "finish_reason", b"finish_reason", "prompt_cache", b"prompt_cache", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,3 +626,149 @@ class ListModelsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class PromptCacheStatsRequest(_message.Message):
+    """Which counts are wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """One tenant's. Empty means all tenants'."""
+    endpoint: _builtins.str
+    """One endpoint's. Unset means all; empty means those of requests without endpoint."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        endpoint: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_endpoint", b"_endpoint", "endpoint", b"endpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_endpoint", b"_endpoint", "endpoint", b"endpoint", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__endpoint: _TypeAlias = _typing.Literal["endpoint"]  # noqa: Y015
+    _WhichOneofArgType__endpoint: _TypeAlias = _typing.Literal["_endpoint", b"_endpoint"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__endpoint) -> _WhichOneofReturnType__endpoint | None: ...
+
+Global___PromptCacheStatsRequest: _TypeAlias = PromptCacheStatsRequest  # noqa: Y015
+
+@_typing.final
+class PromptCacheOutcomeCount(_message.Message):
+    """Requests that ended in one way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    outcome: Global___PromptCacheOutcome.ValueType
+    """How."""
+    requests: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        outcome: Global___PromptCacheOutcome.ValueType = ...,
+        requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptCacheOutcomeCount: _TypeAlias = PromptCacheOutcomeCount  # noqa: Y015
+
+@_typing.final
+class PromptCacheRow(_message.Message):
+    """What the prompt cache of one model brought to one endpoint of a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VENDOR_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    READ_TOKENS_FIELD_NUMBER: _builtins.int
+    WRITTEN_TOKENS_FIELD_NUMBER: _builtins.int
+    SAVED_NANOUSD_FIELD_NUMBER: _builtins.int
+    VOLATILE_REQUESTS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Whose requests."""
+    endpoint: _builtins.str
+    """As the caller named it; may be empty."""
+    model: _builtins.str
+    """The model, as in the price book."""
+    vendor: _builtins.str
+    """Its vendor."""
+    requests: _builtins.int
+    """Answered requests."""
+    hits: _builtins.int
+    """Those of which a part was read out of the cache."""
+    input_tokens: _builtins.int
+    """Input tokens, those read and written included."""
+    read_tokens: _builtins.int
+    """Tokens read out of the cache."""
+    written_tokens: _builtins.int
+    """Tokens written to it, as far as the vendor says."""
+    saved_nanousd: _builtins.int
+    """What reads cost less than input, less what writes cost more, in nano-USD; negative where writes were in vain."""
+    volatile_requests: _builtins.int
+    """Requests with volatile fields in their system text."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptCacheOutcomeCount]:
+        """Requests by outcome, hits included; outcomes without requests are left out."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        model: _builtins.str = ...,
+        vendor: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        hits: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        read_tokens: _builtins.int = ...,
+        written_tokens: _builtins.int = ...,
+        saved_nanousd: _builtins.int = ...,
+        volatile_requests: _builtins.int = ...,
+        outcomes: _abc.Iterable[Global___PromptCacheOutcomeCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "hits", b"hits", "input_tokens", b"input_tokens", "model", b"model", "outcomes", b"outcomes", "read_tokens", b"read_tokens", "requests", b"requests", "saved_nanousd", b"saved_nanousd", "tenant", b"tenant", "vendor", b"vendor", "volatile_requests", b"volatile_requests", "written_tokens", b"written_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptCacheRow: _TypeAlias = PromptCacheRow  # noqa: Y015
+
+@_typing.final
+class PromptCacheStatsResponse(_message.Message):
+    """The counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptCacheRow]:
+        """By tenant, endpoint, model and vendor."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___PromptCacheRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptCacheStatsResponse: _TypeAlias = PromptCacheStatsResponse  # noqa: Y015

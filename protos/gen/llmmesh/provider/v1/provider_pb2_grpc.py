@@ -50,6 +50,11 @@ class ProviderServiceStub:
                 request_serializer=llmmesh_dot_provider_dot_v1_dot_provider__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=llmmesh_dot_provider_dot_v1_dot_provider__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.PromptCacheStats = channel.unary_unary(
+                '/llmmesh.provider.v1.ProviderService/PromptCacheStats',
+                request_serializer=llmmesh_dot_provider_dot_v1_dot_provider__pb2.PromptCacheStatsRequest.SerializeToString,
+                response_deserializer=llmmesh_dot_provider_dot_v1_dot_provider__pb2.PromptCacheStatsResponse.FromString,
+                _registered_method=True)
 
 
 class ProviderServiceServicer:
@@ -78,6 +83,13 @@ class ProviderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PromptCacheStats(self, request, context):
+        """Says what vendors' prompt caches brought, counted by this process since it began.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProviderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +107,11 @@ def add_ProviderServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=llmmesh_dot_provider_dot_v1_dot_provider__pb2.ListModelsRequest.FromString,
                     response_serializer=llmmesh_dot_provider_dot_v1_dot_provider__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'PromptCacheStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromptCacheStats,
+                    request_deserializer=llmmesh_dot_provider_dot_v1_dot_provider__pb2.PromptCacheStatsRequest.FromString,
+                    response_serializer=llmmesh_dot_provider_dot_v1_dot_provider__pb2.PromptCacheStatsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +196,33 @@ class ProviderService:
             '/llmmesh.provider.v1.ProviderService/ListModels',
             llmmesh_dot_provider_dot_v1_dot_provider__pb2.ListModelsRequest.SerializeToString,
             llmmesh_dot_provider_dot_v1_dot_provider__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromptCacheStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmmesh.provider.v1.ProviderService/PromptCacheStats',
+            llmmesh_dot_provider_dot_v1_dot_provider__pb2.PromptCacheStatsRequest.SerializeToString,
+            llmmesh_dot_provider_dot_v1_dot_provider__pb2.PromptCacheStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

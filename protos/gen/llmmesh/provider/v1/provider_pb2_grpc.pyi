@@ -41,6 +41,8 @@ class ProviderServiceStub:
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_provider_pb2.ListModelsRequest, _provider_pb2.ListModelsResponse]
     """Says which models are configured."""
+    PromptCacheStats: _grpc.UnaryUnaryMultiCallable[_provider_pb2.PromptCacheStatsRequest, _provider_pb2.PromptCacheStatsResponse]
+    """Says what vendors' prompt caches brought, counted by this process since it began."""
 
 @_typing.type_check_only
 class ProviderServiceAsyncStub(ProviderServiceStub):
@@ -55,6 +57,8 @@ class ProviderServiceAsyncStub(ProviderServiceStub):
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_provider_pb2.ListModelsRequest, _provider_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Says which models are configured."""
+    PromptCacheStats: _aio.UnaryUnaryMultiCallable[_provider_pb2.PromptCacheStatsRequest, _provider_pb2.PromptCacheStatsResponse]  # type: ignore[assignment]
+    """Says what vendors' prompt caches brought, counted by this process since it began."""
 
 class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Calls the candidates in order until one answers, within the caller's deadline."""
@@ -84,5 +88,13 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_provider_pb2.ListModelsResponse, _abc.Awaitable[_provider_pb2.ListModelsResponse]]:
         """Says which models are configured."""
+
+    @_abc_1.abstractmethod
+    def PromptCacheStats(
+        self,
+        request: _provider_pb2.PromptCacheStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_provider_pb2.PromptCacheStatsResponse, _abc.Awaitable[_provider_pb2.PromptCacheStatsResponse]]:
+        """Says what vendors' prompt caches brought, counted by this process since it began."""
 
 def add_ProviderServiceServicer_to_server(servicer: ProviderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

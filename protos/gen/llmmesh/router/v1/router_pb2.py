@@ -27,15 +27,15 @@ from llmmesh.common.v1 import chat_pb2 as llmmesh_dot_common_dot_v1_dot_chat__pb
 from llmmesh.common.v1 import vector_pb2 as llmmesh_dot_common_dot_v1_dot_vector__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ellmmesh/router/v1/router.proto\x12\x11llmmesh.router.v1\x1a\x1ellmmesh/common/v1/caller.proto\x1a\x1cllmmesh/common/v1/chat.proto\x1a\x1ellmmesh/common/v1/vector.proto\":\n\nWarmPrefix\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n\x06tokens\x18\x02 \x01(\x03R\x06tokens\"\xa4\x02\n\x0cRouteRequest\x12\x31\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x19.llmmesh.common.v1.CallerR\x06\x63\x61ller\x12+\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x17.llmmesh.common.v1.ChatR\x04\x63hat\x12\'\n\x0frequested_model\x18\x03 \x01(\tR\x0erequestedModel\x12\x31\n\x06vector\x18\x04 \x01(\x0b\x32\x19.llmmesh.common.v1.VectorR\x06vector\x12\x42\n\rwarm_prefixes\x18\x05 \x03(\x0b\x32\x1d.llmmesh.router.v1.WarmPrefixR\x0cwarmPrefixes\x12\x14\n\x05\x62\x61tch\x18\x06 \x01(\x08R\x05\x62\x61tch\"\x8c\x02\n\tCandidate\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x34\n\x16\x65stimated_cost_nanousd\x18\x02 \x01(\x03R\x14\x65stimatedCostNanousd\x12\x34\n\x16\x65stimated_input_tokens\x18\x03 \x01(\x03R\x14\x65stimatedInputTokens\x12\x36\n\x17\x65stimated_output_tokens\x18\x04 \x01(\x03R\x15\x65stimatedOutputTokens\x12\x1d\n\x07quality\x18\x05 \x01(\x01H\x00R\x07quality\x88\x01\x01\x12\x1a\n\x08unpriced\x18\x06 \x01(\x08R\x08unpricedB\n\n\x08_quality\"\xee\x01\n\rRouteResponse\x12\x12\n\x04tier\x18\x01 \x01(\tR\x04tier\x12<\n\ncandidates\x18\x02 \x03(\x0b\x32\x1c.llmmesh.router.v1.CandidateR\ncandidates\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n\x05score\x18\x04 \x01(\x01R\x05score\x12:\n\tobjective\x18\x05 \x01(\x0e\x32\x1c.llmmesh.router.v1.ObjectiveR\tobjective\x12!\n\x0c\x63ost_nanousd\x18\x06 \x01(\x03R\x0b\x63ostNanousd*m\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x16\n\x12OBJECTIVE_BALANCED\x10\x01\x12\x16\n\x12OBJECTIVE_CHEAPEST\x10\x02\x12\x15\n\x11OBJECTIVE_FASTEST\x10\x03\x32[\n\rRouterService\x12J\n\x05Route\x12\x1f.llmmesh.router.v1.RouteRequest\x1a .llmmesh.router.v1.RouteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ellmmesh/router/v1/router.proto\x12\x11llmmesh.router.v1\x1a\x1ellmmesh/common/v1/caller.proto\x1a\x1cllmmesh/common/v1/chat.proto\x1a\x1ellmmesh/common/v1/vector.proto\":\n\nWarmPrefix\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n\x06tokens\x18\x02 \x01(\x03R\x06tokens\"\xa4\x02\n\x0cRouteRequest\x12\x31\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x19.llmmesh.common.v1.CallerR\x06\x63\x61ller\x12+\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x17.llmmesh.common.v1.ChatR\x04\x63hat\x12\'\n\x0frequested_model\x18\x03 \x01(\tR\x0erequestedModel\x12\x31\n\x06vector\x18\x04 \x01(\x0b\x32\x19.llmmesh.common.v1.VectorR\x06vector\x12\x42\n\rwarm_prefixes\x18\x05 \x03(\x0b\x32\x1d.llmmesh.router.v1.WarmPrefixR\x0cwarmPrefixes\x12\x14\n\x05\x62\x61tch\x18\x06 \x01(\x08R\x05\x62\x61tch\"\x8c\x02\n\tCandidate\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x34\n\x16\x65stimated_cost_nanousd\x18\x02 \x01(\x03R\x14\x65stimatedCostNanousd\x12\x34\n\x16\x65stimated_input_tokens\x18\x03 \x01(\x03R\x14\x65stimatedInputTokens\x12\x36\n\x17\x65stimated_output_tokens\x18\x04 \x01(\x03R\x15\x65stimatedOutputTokens\x12\x1d\n\x07quality\x18\x05 \x01(\x01H\x00R\x07quality\x88\x01\x01\x12\x1a\n\x08unpriced\x18\x06 \x01(\x08R\x08unpricedB\n\n\x08_quality\"\xee\x01\n\rRouteResponse\x12\x12\n\x04tier\x18\x01 \x01(\tR\x04tier\x12<\n\ncandidates\x18\x02 \x03(\x0b\x32\x1c.llmmesh.router.v1.CandidateR\ncandidates\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n\x05score\x18\x04 \x01(\x01R\x05score\x12:\n\tobjective\x18\x05 \x01(\x0e\x32\x1c.llmmesh.router.v1.ObjectiveR\tobjective\x12!\n\x0c\x63ost_nanousd\x18\x06 \x01(\x03R\x0b\x63ostNanousd*\x83\x01\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x16\n\x12OBJECTIVE_BALANCED\x10\x01\x12\x16\n\x12OBJECTIVE_CHEAPEST\x10\x02\x12\x15\n\x11OBJECTIVE_FASTEST\x10\x03\x12\x14\n\x10OBJECTIVE_POLICY\x10\x04\x32[\n\rRouterService\x12J\n\x05Route\x12\x1f.llmmesh.router.v1.RouteRequest\x1a .llmmesh.router.v1.RouteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmmesh.router.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OBJECTIVE']._serialized_start=1014
-  _globals['_OBJECTIVE']._serialized_end=1123
+  _globals['_OBJECTIVE']._serialized_start=1015
+  _globals['_OBJECTIVE']._serialized_end=1146
   _globals['_WARMPREFIX']._serialized_start=147
   _globals['_WARMPREFIX']._serialized_end=205
   _globals['_ROUTEREQUEST']._serialized_start=208
@@ -44,6 +44,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANDIDATE']._serialized_end=771
   _globals['_ROUTERESPONSE']._serialized_start=774
   _globals['_ROUTERESPONSE']._serialized_end=1012
-  _globals['_ROUTERSERVICE']._serialized_start=1125
-  _globals['_ROUTERSERVICE']._serialized_end=1216
+  _globals['_ROUTERSERVICE']._serialized_start=1148
+  _globals['_ROUTERSERVICE']._serialized_end=1239
 # @@protoc_insertion_point(module_scope)

@@ -29,25 +29,29 @@ class _Objective:
 class _ObjectiveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Objective.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     OBJECTIVE_UNSPECIFIED: _Objective.ValueType  # 0
-    """Balanced."""
+    """Not set."""
     OBJECTIVE_BALANCED: _Objective.ValueType  # 1
-    """The policy's order."""
+    """The least product of price and expected time (`:balanced`): twice the speed is worth twice the price."""
     OBJECTIVE_CHEAPEST: _Objective.ValueType  # 2
     """The cheapest first (`:floor`)."""
     OBJECTIVE_FASTEST: _Objective.ValueType  # 3
-    """The fastest first (`:nitro`)."""
+    """The fastest first (`:nitro`), by the speeds that the price book expects. Models of unknown speed come last."""
+    OBJECTIVE_POLICY: _Objective.ValueType  # 4
+    """The policy's order: no suffix."""
 
 class Objective(_Objective, metaclass=_ObjectiveEnumTypeWrapper):
     """What to price candidates by."""
 
 OBJECTIVE_UNSPECIFIED: Objective.ValueType  # 0
-"""Balanced."""
+"""Not set."""
 OBJECTIVE_BALANCED: Objective.ValueType  # 1
-"""The policy's order."""
+"""The least product of price and expected time (`:balanced`): twice the speed is worth twice the price."""
 OBJECTIVE_CHEAPEST: Objective.ValueType  # 2
 """The cheapest first (`:floor`)."""
 OBJECTIVE_FASTEST: Objective.ValueType  # 3
-"""The fastest first (`:nitro`)."""
+"""The fastest first (`:nitro`), by the speeds that the price book expects. Models of unknown speed come last."""
+OBJECTIVE_POLICY: Objective.ValueType  # 4
+"""The policy's order: no suffix."""
 Global___Objective: _TypeAlias = Objective  # noqa: Y015
 
 @_typing.final
@@ -89,7 +93,7 @@ class RouteRequest(_message.Message):
     WARM_PREFIXES_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     requested_model: _builtins.str
-    """"auto", a tier, or a model; each may end in ":floor" or ":nitro". Empty means "auto"."""
+    """"auto", a tier, or a model; each may end in ":floor", ":nitro" or ":balanced". Empty means "auto"."""
     batch: _builtins.bool
     """The caller can wait for a batch."""
     @_builtins.property

@@ -1,0 +1,1 @@
+"""`llmmesh batch`: files of questions whose answers can wait."""

@@ -1,0 +1,1 @@
+"""What models cost: the price book for people, and what is wrong with one."""
