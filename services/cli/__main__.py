@@ -18,6 +18,7 @@ from rich.table import Table
 
 from services.cli import chat as chat_command
 from services.cli import costs as costs_command
+from services.cli import prompt_cache as prompt_cache_command
 from services.cli.batch import commands as batch_commands
 from services.cli.cache import commands as cache_commands
 from services.cli.demo import report, run, workload
@@ -96,6 +97,21 @@ def costs(
     mesh = _mesh(state)
     dimensions = [part.strip() for part in by.split(",") if part.strip()]
     _run(costs_command.costs(mesh, Console(), dimensions, hours, as_json, time.time()))
+
+
+@app.command("prompt-cache")
+def prompt_cache(
+    state: State = None,
+    tenant: Annotated[str, typer.Option(help="One tenant's requests. Default: all tenants'")] = "",
+    endpoint: Annotated[str | None, typer.Option(help="One endpoint's requests. Default: all endpoints'")] = None,
+    provider: Annotated[
+        str | None, typer.Option("--provider", metavar="HOST:PORT", help="Provider of a mesh elsewhere")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+) -> None:
+    """Show what vendors' prompt caches brought since the provider started, and why they missed."""
+    address = provider or _mesh(state)["services"]["provider"]["address"]
+    _run(prompt_cache_command.prompt_cache(address, tenant, endpoint, Console(), as_json=as_json))
 
 
 @evaluate.command("cache")

@@ -17,7 +17,7 @@ from services.common.testing import serve
 from services.provider.app import build
 from services.provider.settings import ProviderSettings
 from tests.vendors.anthropic_like import AnthropicLike
-from tests.vendors.bedrock_like import BedrockLike
+from tests.vendors.bedrock_like import ACCESS_KEY, BedrockLike
 from tests.vendors.gemini_like import GeminiLike
 from tests.vendors.openai_cache import PromptCache
 from tests.vendors.openai_like import OpenAILike
@@ -76,8 +76,20 @@ def rates(folder: Path, model: str) -> Rates:
 @pytest.fixture(autouse=True)
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "prices.yaml").write_text(PRICES)
-    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(f"AWS_{name}", "test")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def openai(vendor: OpenAILike, models: str, fields: str = "") -> str:
+    more = f", prompt_cache_fields: {fields}" if fields else ""
+    return f"  - {{name: o, kind: openai, base_url: '{vendor.base_url}', models: {{{models}}}{more}}}"
+
+
+def anthropic(vendor: AnthropicLike) -> str:
+    return f"  - {{name: a, kind: anthropic, base_url: '{vendor.url}', models: {{sonnet: claude-sonnet-4-5}}}}"
 
 
 async def outcomes(provider: Provider, *requests: provider_pb2.GenerateRequest) -> list[provider_pb2.GenerateResponse]:
@@ -87,7 +99,10 @@ async def outcomes(provider: Provider, *requests: provider_pb2.GenerateRequest) 
 async def test_openai_reads_what_requests_with_one_key_share(tmp_path: Path) -> None:
     cache = PromptCache(lambda: 0.0, rates(tmp_path, "mini"))
     async with OpenAILike(prompt_cache=cache) as vendor:
-        entry = f"  - {{name: o, kind: openai, base_url: '{vendor.base_url}', models: {{mini: gpt-4o-mini}}, prompt_cache_fields: key}}"
+        entry = (
+            f"  - {{name: o, kind: openai, base_url: '{vendor.base_url}', models: {{mini: gpt-4o-mini}},"
+            " prompt_cache_fields: key}"
+        )
         async with provider_of(tmp_path, entry) as provider:
             answers = await outcomes(provider, ask("mini", "One"), ask("mini", "Two", turned=True))
     assert [a.prompt_cache.outcome for a in answers] == [
@@ -103,7 +118,10 @@ async def test_openai_reads_what_requests_with_one_key_share(tmp_path: Path) -> 
 async def test_openai_writes_no_more_than_what_returns_where_writes_cost(tmp_path: Path) -> None:
     cache = PromptCache(lambda: 0.0, rates(tmp_path, "writer"))
     async with OpenAILike(prompt_cache=cache) as vendor:
-        entry = f"  - {{name: o, kind: openai, base_url: '{vendor.base_url}', models: {{writer: gpt-5.6}}, prompt_cache_fields: breakpoints}}"
+        entry = (
+            f"  - {{name: o, kind: openai, base_url: '{vendor.base_url}', models: {{writer: gpt-5.6}},"
+            " prompt_cache_fields: breakpoints}"
+        )
         async with provider_of(tmp_path, entry) as provider:
             answers = await outcomes(provider, *(ask("writer", f"Question {n}") for n in range(4)))
     request = vendor.requests[-1]
@@ -118,7 +136,7 @@ async def test_openai_writes_no_more_than_what_returns_where_writes_cost(tmp_pat
 
 async def test_compatible_vendors_get_no_field_that_they_do_not_know(tmp_path: Path) -> None:
     async with OpenAILike() as vendor:
-        entry = f"  - {{name: o, kind: openai, base_url: '{vendor.base_url}', models: {{mini: llama-3}}}}"
+        entry = openai(vendor, "mini: llama-3")
         async with provider_of(tmp_path, entry) as provider:
             (answer,) = await outcomes(provider, ask("mini"))
     assert answer.prompt_cache.outcome == Outcome.PROMPT_CACHE_OUTCOME_UNREPORTED
@@ -127,7 +145,7 @@ async def test_compatible_vendors_get_no_field_that_they_do_not_know(tmp_path: P
 
 async def test_anthropic_keeps_tools_and_system_text(tmp_path: Path) -> None:
     async with AnthropicLike(rates=rates(tmp_path, "sonnet")) as vendor:
-        entry = f"  - {{name: a, kind: anthropic, base_url: '{vendor.url}', models: {{sonnet: claude-sonnet-4-5}}}}"
+        entry = anthropic(vendor)
         async with provider_of(tmp_path, entry) as provider:
             answers = await outcomes(provider, *(ask("sonnet", f"Question {n}", turned=n == 1) for n in range(3)))
     reports = [a.prompt_cache for a in answers]
@@ -166,7 +184,7 @@ async def test_a_timestamp_in_front_is_shown_and_moved_where_that_is_wanted(tmp_
         return ask("sonnet", system=f"Current time: 2025-11-24T10:33:{second:02}Z\n{SYSTEM}")
 
     async with AnthropicLike(rates=rates(tmp_path, "sonnet")) as vendor:
-        entry = f"  - {{name: a, kind: anthropic, base_url: '{vendor.url}', models: {{sonnet: claude-sonnet-4-5}}}}"
+        entry = anthropic(vendor)
         async with provider_of(tmp_path, entry) as provider:
             answers = await outcomes(provider, stamped(1), stamped(2))
         async with provider_of(tmp_path, entry, prompt_cache_move_volatile=True) as provider:
@@ -184,7 +202,7 @@ async def test_a_timestamp_in_front_is_shown_and_moved_where_that_is_wanted(tmp_
 
 async def test_a_stream_says_it_too_and_the_counts_are_by_endpoint(tmp_path: Path) -> None:
     async with AnthropicLike(rates=rates(tmp_path, "sonnet")) as vendor:
-        entry = f"  - {{name: a, kind: anthropic, base_url: '{vendor.url}', models: {{sonnet: claude-sonnet-4-5}}}}"
+        entry = anthropic(vendor)
         async with provider_of(tmp_path, entry) as provider:
             await provider.Generate(ask("sonnet", "One"))
             whole = ask("sonnet", "Two")
@@ -208,7 +226,7 @@ async def test_a_stream_says_it_too_and_the_counts_are_by_endpoint(tmp_path: Pat
 
 async def test_switched_off_the_request_goes_as_it_came(tmp_path: Path) -> None:
     async with AnthropicLike(rates=rates(tmp_path, "sonnet")) as vendor:
-        entry = f"  - {{name: a, kind: anthropic, base_url: '{vendor.url}', models: {{sonnet: claude-sonnet-4-5}}}}"
+        entry = anthropic(vendor)
         async with provider_of(tmp_path, entry, prompt_cache=False) as provider:
             (answer,) = await outcomes(provider, ask("sonnet"))
     assert answer.prompt_cache.outcome == Outcome.PROMPT_CACHE_OUTCOME_OFF

@@ -130,7 +130,6 @@ class OpenAILike(HttpServer):
         else:
             connection.send(json_response(404, {"error": {"message": "Unknown request URL", "code": "unknown_url"}}))
 
-
     @property
     def invoice(self) -> int:
         """What all calls so far cost, in nano-USD; 0 without a prompt cache."""

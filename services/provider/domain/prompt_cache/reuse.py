@@ -24,7 +24,7 @@ class Kind(StrEnum):
 
 
 # What is believed of a kind before anything was seen: the share of uses that another follows within minutes, and ever.
-_PRIOR = {Kind.TOOLS: (0.5, 0.65), Kind.SYSTEM: (0.5, 0.65), Kind.OPENING: (0.2, 0.25), Kind.TURN: (0.6, 0.7)}
+_PRIOR = {Kind.TOOLS: (0.5, 0.65), Kind.SYSTEM: (0.5, 0.65), Kind.OPENING: (0.15, 0.2), Kind.TURN: (0.6, 0.7)}
 _MINUTES_S = 600
 
 
