@@ -16,6 +16,7 @@ from services.common.errors import InvalidInput, Violation
 from services.engine.domain.backend import Completed, Piece
 from services.engine.domain.engine import Engine
 from services.engine.domain.meter import DeviceMeter
+from services.engine.domain.tally import Tally
 
 KEY = "sk-standin"
 
@@ -27,6 +28,7 @@ class FakeBackend:
     adapters: tuple[str, ...] = ()
     max_context_tokens = 128
     fault: str | None = None
+    kv_cache_use: float | None = None
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -34,6 +36,9 @@ class FakeBackend:
         self.chats: list[Chat] = []
         self.left = asyncio.Event()
         self.prompt_tokens = 1500
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     async def start(self) -> None:
         pass
@@ -64,6 +69,7 @@ async def client(backend: FakeBackend) -> AsyncIterator[openai.AsyncOpenAI]:
     engine = Engine(
         backend,
         DeviceMeter(lambda: next(ticks)),
+        Tally(lambda: next(ticks)),
         model="small",
         max_running=1,
         max_waiting=0,
