@@ -75,18 +75,24 @@ class Desk:
 
 segments = st.lists(
     st.builds(
-        lambda tokens, markable, short, more, longer: Segment(
-            tokens, markable, short, min(short + more, 1.0) if longer else None
+        lambda tokens, markable, short, more, longer, warm, further: Segment(
+            tokens, markable, short, min(short + more, 1.0) if longer else None, warm, further
         ),
         st.integers(0, 5000),
         st.booleans(),
         st.floats(0, 1),
         st.floats(0, 1),
         st.booleans(),
+        st.booleans(),
+        st.floats(0, 20),
     ),
     min_size=1,
-    max_size=3,
+    max_size=4,
 )
+
+
+def segment(tokens: int, short: float, long: float | None, *, warm: bool = False, further: float = 8.0) -> Segment:
+    return Segment(tokens, True, short, long, warm, further)
 
 
 @given(segments)
@@ -105,23 +111,36 @@ def test_no_other_choice_of_marks_is_cheaper(segments: list[Segment]) -> None:
 
 
 def test_a_prefix_that_never_returns_is_not_written() -> None:
-    assert cheapest_marks([Segment(3000, True, 0.1, 0.2)], SONNET) == (None,)
+    assert cheapest_marks([segment(3000, 0.1, 0.2)], SONNET) == (None,)
 
 
 def test_what_returns_within_minutes_is_kept_for_minutes_and_what_takes_longer_for_an_hour() -> None:
-    assert cheapest_marks([Segment(3000, True, 0.9, 0.9)], SONNET) == (SHORT_TTL_S,)
-    assert cheapest_marks([Segment(3000, True, 0.2, 0.95)], SONNET) == (LONG_TTL_S,)
+    assert cheapest_marks([segment(3000, 0.9, 0.9)], SONNET) == (SHORT_TTL_S,)
+    assert cheapest_marks([segment(3000, 0.2, 0.95)], SONNET) == (LONG_TTL_S,)
 
 
 def test_without_a_price_for_reads_nothing_is_kept() -> None:
     same = Rates(9_000_000, 9_000_000, 9_000_000, 9_000_000, 9_000_000)
-    assert cheapest_marks([Segment(3000, True, 1.0, 1.0)], same) == (None,)
+    assert cheapest_marks([segment(3000, 1.0, 1.0)], same) == (None,)
+
+
+def test_a_lifetime_that_costs_more_now_must_have_the_uses_to_pay_for_it() -> None:
+    # One gap in ten was too long for the shorter one.
+    assert cheapest_marks([segment(3000, 0.9, 0.99, further=4)], SONNET) == (SHORT_TTL_S,)
+    assert cheapest_marks([segment(3000, 0.9, 0.99, further=40)], SONNET) == (LONG_TTL_S,)
+
+
+def test_what_is_warm_is_read_though_it_will_hardly_return() -> None:
+    assert cheapest_marks([segment(3000, 0.0, 0.0, warm=True, further=0), segment(100, 0.0, 0.0)], SONNET) == (
+        SHORT_TTL_S,
+        None,
+    )
 
 
 def test_expected_cost_is_that_of_reads_and_writes() -> None:
-    segments = [Segment(1000, True, 0.5, None), Segment(100, True, 0.0, None)]
-    read_or_written = 1000 * (0.5 * 300_000 + 0.5 * 3_750_000)
-    assert expected_cost(segments, (SHORT_TTL_S, None), SONNET) == read_or_written + 100 * 3_000_000
+    segments = [segment(1000, 0.5, None, further=3), segment(100, 0.0, None)]
+    written_now = 3_750_000 + 3 * (0.5 * 300_000 + 0.5 * 3_750_000)
+    assert expected_cost(segments, (SHORT_TTL_S, None), SONNET) == 1000 * written_now / 4 + 100 * 3_000_000
 
 
 # How soon prefixes come back.

@@ -13,13 +13,15 @@ class Segment:
     """Tokens between two places where a breakpoint may stand, or not where `markable` is false.
 
     `short` and `long` are the shares of uses of the prefix up to here that another use follows within the vendor's lifetimes;
-    None: there is no longer one.
+    `long` is None: there is no longer one. `warm`: the vendor has the prefix now. `further` uses are expected after this one.
     """
 
     tokens: int
     markable: bool
     short: float
     long: float | None
+    warm: bool
+    further: float
 
 
 def cheapest_marks(segments: Sequence[Segment], rates: Rates) -> tuple[int | None, ...]:
@@ -34,16 +36,23 @@ def cheapest_marks(segments: Sequence[Segment], rates: Rates) -> tuple[int | Non
 
 
 def expected_cost(segments: Sequence[Segment], choice: Sequence[int | None], rates: Rates) -> float:
-    """What the segments cost per request on average, in nano-USD times a million."""
+    """What the segments cost on average of this request and the further ones, in nano-USD times a million."""
     cost = 0.0
     rate = float(rates.input)
     for segment, ttl in zip(reversed(segments), reversed(choice), strict=True):
         if ttl is not None:
-            long = ttl == LONG_TTL_S
-            share = segment.long if long and segment.long is not None else segment.short
-            rate = share * rates.cache_read + (1 - share) * (rates.cache_write_long if long else rates.cache_write)
+            rate = _rate(segment, ttl, rates)
         cost += segment.tokens * rate
     return cost
+
+
+def _rate(segment: Segment, ttl: int, rates: Rates) -> float:
+    long = ttl == LONG_TTL_S
+    write = rates.cache_write_long if long else rates.cache_write
+    share = segment.long if long and segment.long is not None else segment.short
+    now = rates.cache_read if segment.warm else write
+    later = share * rates.cache_read + (1 - share) * write
+    return (now + segment.further * later) / (1 + segment.further)
 
 
 def _options(segment: Segment) -> tuple[int | None, ...]:

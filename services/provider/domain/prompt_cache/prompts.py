@@ -10,7 +10,6 @@ from services.common.chat_pb import Caller
 from services.common.money import LONG_TTL_S, Rates, RatesOf, Usage, price
 from services.provider.domain.prompt_cache import (
     NO_HINTS,
-    SHORT_TTL_S,
     Breakpoint,
     CacheHints,
     CacheOutcome,
@@ -241,8 +240,11 @@ class Prompt:
             return
         scale = cache.scales.get(_id(candidate))
         least = rules.minimum_tokens * _NEARLY
+        kept = cache.warmth.kept(_id(candidate), prefix, now)
         segments: list[Segment] = []
         ends = list(_ends(prefix))
+        if prefix.previous:
+            ends.insert(-1, (prefix.previous, Kind.TURN))
         begin = 0
         for end, kind in ends:
             # A turn is continued by a longer one: what is known of its kind speaks for it.
@@ -252,18 +254,12 @@ class Prompt:
             if rules.long_ttl_s is not None:
                 long = cache.reuse.share(self._scope, kind, name, rules.long_ttl_s, now)
             markable = prefix.upto(end) * scale >= least and (kind is not Kind.TOOLS or rules.tools)
-            segments.append(Segment(prefix.upto(end) - begin, markable, short, long))
+            further = cache.reuse.further(prefix.name(end), (end - prefix.system) / 4 if kind is Kind.TURN else 0.0)
+            warm = kept is not None and kept.end >= end
+            segments.append(Segment(prefix.upto(end) - begin, markable, short, long, warm, further))
             begin = prefix.upto(end)
-        for (end, kind), ttl in zip(ends, cheapest_marks(segments, rates), strict=True):
-            last_turn = prefix.previous if kind is Kind.TURN else 0
-            if last_turn and ttl is None:
-                # Not worth writing on, but what is there is worth reading.
-                kept = cache.warmth.kept(_id(candidate), prefix, now)
-                if kept is not None and kept.end == last_turn:
-                    yield last_turn, SHORT_TTL_S
-            elif ttl is not None:
-                if last_turn and prefix.upto(last_turn) * scale >= least:
-                    yield last_turn, ttl
+        for (end, _), ttl in zip(ends, cheapest_marks(segments, rates), strict=True):
+            if ttl is not None:
                 yield end, ttl
 
     def _key(self, candidate: Place, prefix: Prefix) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 
-_OF_KIND = 64
+_OF_KIND = 48
 _OF_PREFIX = 16
 _WEIGHT = 4.0
+_FURTHER = 3.0
 _MAX_KINDS = 2048
 _MAX_PREFIXES = 8192
 
@@ -86,6 +87,11 @@ class Reuse:
         believed = _share(self._kinds.get((*scope, kind), ()), ttl_s, now, prior)
         uses = self._prefixes.get(name) if name is not None else None
         return _share(uses.last, ttl_s, now, believed) if uses else believed
+
+    def further(self, name: bytes, least: float = 0.0) -> float:
+        """How many uses of a prefix are expected from now on: half as many as there were, as far as that is remembered."""
+        uses = self._prefixes.get(name)
+        return max(_FURTHER, least, len(uses.last) / 2 if uses else 0.0)
 
     def per_minute(self, name: bytes, now: float) -> float:
         """How often a prefix was used in the last minute, as far as it is remembered."""

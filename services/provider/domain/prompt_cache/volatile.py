@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from services.provider.domain.prompt_cache import VolatileKind
 
@@ -64,7 +65,7 @@ _HINT = re.compile(
 )
 _BEFORE, _AFTER = 80, 240
 _SENTENCE_END = re.compile(r"[.!?][\"')]?[ \t]+(?=[\"'(¿¡]?[A-ZÁÉÍÓÚÑÜ0-9])")
-_FENCE = re.compile(r"[ \t]*(?:```|~~~)")
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 # Out of data, a table or code no line can be taken without breaking the rest.
 _NOT_PROSE = re.compile(r"[ \t]*[\"'{}\[\]|]")
 
@@ -87,56 +88,61 @@ class Finder:
 
     def __init__(self, limit: int = _MAX_LINES) -> None:
         self._limit = limit
-        self._known: dict[tuple[int, int], tuple[Match, ...]] = {}
+        self._known: dict[int, tuple[Match, ...]] = {}
 
     def find(self, text: str) -> tuple[Found, ...]:
         """The volatile fields of a text, in order. Places are letters, not bytes. Linear in the text's length."""
         found: list[Found] = []
-        start, fenced = 0, False
+        start = 0
         for line in text[:MAX_SCANNED].split("\n"):
-            fenced ^= bool(_FENCE.match(line))
-            matches = self._matches(line)
-            prose = bool(matches) and not fenced and not _NOT_PROSE.match(line)
-            for kind, begin, _ in matches:
-                sentence = _sentence(line, begin, matches) if prose else None
-                moved = None if sentence is None else (start + sentence[0], start + sentence[1])
-                found.append(Found(kind, start + begin, moved))
+            matches = self._known.get(hash(line))
+            if matches is None:
+                matches = self._learn(line)
+            if matches:
+                fenced = len(_FENCE.findall(text, 0, start)) % 2 == 1
+                prose = not fenced and not _NOT_PROSE.match(line)
+                for kind, begin, _ in matches:
+                    sentence = _sentence(line, begin, matches) if prose else None
+                    moved = None if sentence is None else (start + sentence[0], start + sentence[1])
+                    found.append(Found(kind, start + begin, moved))
             start += len(line) + 1
         return tuple(found)
 
-    def _matches(self, line: str) -> tuple[Match, ...]:
-        key = (hash(line), len(line))
-        matches = self._known.get(key)
-        if matches is None:
-            if len(self._known) >= self._limit:
-                self._known.clear()
-            matches = self._known[key] = tuple(
-                (VolatileKind(match.lastgroup or ""), *match.span())
-                for start, end in _windows(line)
-                for match in _ANY.finditer(line, start, end)
-            )
+    def _learn(self, line: str) -> tuple[Match, ...]:
+        if len(self._known) >= self._limit:
+            self._known.clear()
+        matches = self._known[hash(line)] = tuple(
+            (VolatileKind(match.lastgroup or ""), *match.span())
+            for start, end in _windows(line)
+            for match in _ANY.finditer(line, start, end)
+        )
         return matches
 
 
 def take_out(text: str, found: tuple[Found, ...]) -> tuple[str, tuple[str, ...]]:
     """The text without the sentences that can be taken out, and these, in order. A line that is left blank goes too."""
-    spans = sorted({one.sentence for one in found if one.sentence is not None}, reverse=True)
-    lines: list[str] = []
+    spans = sorted({one.sentence for one in found if one.sentence is not None})
+    pieces: list[str] = []
     taken: list[str] = []
-    begin = 0
-    for line in text.split("\n"):
-        end = begin + len(line)
-        kept, at = "", begin
-        while spans and spans[-1][1] <= end:
-            start, stop = spans.pop()
-            kept += text[at:start]
+    at = 0  # all before is in the pieces
+    for line_start, group in groupby(spans, lambda span: text.rfind("\n", 0, span[0]) + 1):
+        pieces.append(text[at:line_start])
+        at, rest = line_start, ""
+        for start, stop in group:
+            rest += text[at:start]
             taken.append(text[start:stop].strip())
             at = stop
-        rest = kept + text[at:end]
-        if at == begin or rest.strip():
-            lines.append(rest)
-        begin = end + 1
-    left = "\n".join(lines)
+        line_end = text.find("\n", at)
+        line_end = len(text) if line_end < 0 else line_end
+        rest += text[at:line_end]
+        at = line_end
+        if rest.strip():
+            pieces.append(rest)
+        else:
+            at += 1  # the line goes with its end
+    left = "".join([*pieces, text[at:]])
+    if at > len(text):
+        left = left.removesuffix("\n")
     return (left if left.strip() else ""), tuple(taken)
 
 
