@@ -73,7 +73,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
                     yield result
             sent.update(fresh)
             # Its status was read before the results: what came between is seen in the next round.
-            if batch.status.ended or not request.follow:
+            if batch.status.ended or not request.follow or context.cancelled():
                 return
             await asyncio.sleep(FOLLOW_S)
             batch = await self._known(ref)

@@ -11,6 +11,7 @@ from contextlib import aclosing, suppress
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from services.common.chat import Chat
 from services.common.clock import Clock
@@ -59,6 +60,7 @@ LOOKUPS = 8  # items that are looked up at once
 CHUNK = 32  # items between two writes
 RECORDS = 200  # usage records in one write
 REMOVE_EVERY_S = 3600.0
+CANCEL_AGAIN_S = 0.5
 
 # After these a vendor has nothing of what was to be sent.
 _NOT_SENT = (
@@ -139,7 +141,8 @@ class BatchWorker:
     async def run(self) -> None:
         """Works until it is cancelled; then what it holds is free for others at once."""
         try:
-            while True:
+            # Asked for, since a store's client may swallow a cancellation that comes in the moment of its answer.
+            while not _is_cancelled():
                 try:
                     await self._look_around()
                 except MeshError as error:
@@ -149,10 +152,8 @@ class BatchWorker:
                     async with asyncio.timeout(self._pace.idle_s):
                         await self._woken.wait()
         finally:
-            tasks = list(self._tasks.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Each ends its turn first, and then gives the batch back.
+            await _ended(*self._tasks.values(), again_s=6 * CANCEL_AGAIN_S)
 
     async def _look_around(self) -> None:
         now = self._clock.now()
@@ -196,6 +197,7 @@ class BatchWorker:
             self._on_degraded("batches", error)
             due = self._after_failure(ref)
         except asyncio.CancelledError:
+            await _ended(turn)
             with suppress(MeshError, HoldLost, TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._store.release(held, self._clock.now(), cancelling=True)
@@ -223,8 +225,7 @@ class BatchWorker:
             except MeshError:
                 lost = loop.time() - kept_at > self._pace.hold_s / 2
             if lost:
-                turn.cancel()
-                await asyncio.gather(turn, return_exceptions=True)
+                await _ended(turn)
                 raise HoldLost
 
     def _after_failure(self, ref: Ref) -> float:
@@ -567,6 +568,20 @@ class BatchWorker:
 
     def _too_late(self, batch: Batch) -> bool:
         return self._clock.now() >= batch.expires_at + self._pace.overtime_s
+
+
+async def _ended(*tasks: "asyncio.Future[Any]", again_s: float = CANCEL_AGAIN_S) -> None:
+    """Cancels tasks until they have ended: once is not enough for what swallows a cancellation."""
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=again_s)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def replace_submission(work: Work, newer: Submission) -> Work:

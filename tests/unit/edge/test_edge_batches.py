@@ -1,5 +1,8 @@
 """Batches at the edge: every item ends with one result and one record, whatever happens on the way."""
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -465,3 +468,46 @@ async def test_a_store_that_goes_away_is_met_again_later():
     await world.to_its_end(ref)
     world.check(ref)
     assert ("batches", "NOT_READY") in world.degraded
+
+
+async def test_a_cancellation_that_a_store_swallows_ends_the_work_nevertheless():
+    world = BatchWorld()
+    due, swallowed = world.store.due, asyncio.Event()
+
+    async def swallows(now, at_most):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed.set()
+        return await due(now, at_most)
+
+    world.store.due = swallows
+    task = asyncio.create_task(world.worker(Life()).run())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait_for(task, 5.0)
+    assert swallowed.is_set()
+
+
+async def test_a_worker_that_stops_frees_what_it_holds_at_once():
+    world = BatchWorld()
+    ref = await world.create(1)
+    asked = asyncio.Event()
+
+    async def never():
+        asked.set()
+        for _ in range(2):  # swallows the first cancellation
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        raise asyncio.CancelledError
+
+    models, world.vendor.models = world.vendor.models, never
+    task = asyncio.create_task(world.worker(Life()).run())
+    await asked.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert world.store.holders[ref][0] == ""
+    world.vendor.models = models
+    await world.to_its_end(ref)
+    world.check(ref)
