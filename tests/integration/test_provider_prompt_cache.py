@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -198,6 +199,40 @@ async def test_a_timestamp_in_front_is_shown_and_moved_where_that_is_wanted(tmp_
     assert moved[1].prompt_cache.volatile_fields[0].moved
     assert "2025-11-24T10:33:04Z" in str(vendor.requests[-1]["messages"][-1])
     assert "2025-11-24" not in str(vendor.requests[-1]["system"])
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic", "bedrock", "gemini"])
+async def test_what_was_moved_follows_a_tools_result(kind: str, tmp_path: Path) -> None:
+    call = chat_pb2.ToolCall(id="call_1", name="find", arguments_json="{}")
+    request = ask("m", system=f"Current time: 2025-11-24T10:33:01Z\n{SYSTEM}")
+    request.chat.messages.append(chat_pb2.Message(role=chat_pb2.ROLE_ASSISTANT, tool_calls=[call]))
+    result = text(chat_pb2.ROLE_TOOL, "It is in Lyon.")
+    result.tool_call_id = "call_1"
+    request.chat.messages.append(result)
+    async with AsyncExitStack() as stack:
+        vendor: OpenAILike | AnthropicLike | BedrockLike | GeminiLike
+        match kind:
+            case "openai":
+                vendor = await stack.enter_async_context(OpenAILike())
+                fields = f"base_url: '{vendor.base_url}', models: {{m: gpt-4.1}}"
+            case "anthropic":
+                vendor = await stack.enter_async_context(AnthropicLike())
+                fields = f"base_url: '{vendor.url}', models: {{m: claude-sonnet-4-5}}"
+            case "bedrock":
+                vendor = await stack.enter_async_context(BedrockLike())
+                fields = (
+                    f"region: us-east-1, endpoint_url: '{vendor.url}', models: {{m: us.anthropic.claude-sonnet-4-5}}"
+                )
+            case _:
+                vendor = await stack.enter_async_context(GeminiLike())
+                fields = f"base_url: '{vendor.url}', models: {{m: gemini-2.5-flash}}"
+        entry = f"  - {{name: v, kind: {kind}, {fields}}}"
+        async with provider_of(tmp_path, entry, prompt_cache_move_volatile=True) as provider:
+            answer = await provider.Generate(request)
+    assert answer.prompt_cache.volatile_fields[0].moved
+    sent = json.dumps(vendor.requests[0])
+    assert sent.index("It is in Lyon.") < sent.index("2025-11-24T10:33:01Z")
+    assert sent.count("2025-11-24T10:33:01Z") == 1
 
 
 async def test_a_stream_says_it_too_and_the_counts_are_by_endpoint(tmp_path: Path) -> None:

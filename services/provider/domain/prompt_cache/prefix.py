@@ -16,6 +16,7 @@ from services.provider.domain.prompt_cache.canonical import Canonical
 _TOOL_OVERHEAD = 8
 _FINE = 32_768  # letters of a part whose words are told apart; further ones are by blocks
 _BLOCK = 1024
+_COUNTED = 65_536
 _WORDS = re.compile(r"\w{1,16}|\s{1,16}|[^\w\s]")
 _EXCERPT = 60
 _ALIKE = 0.5
@@ -112,7 +113,7 @@ class PartBook:
         if digest in self._known:
             self._known.move_to_end(digest)
         else:
-            self._known[digest] = Known(overhead + estimate_tokens(text), array("q", map(hash, _words(text))))
+            self._known[digest] = Known(overhead + _estimated_tokens(text), array("q", map(hash, _words(text))))
         return digest
 
 
@@ -171,6 +172,13 @@ def _text_of(sent: Canonical, at: int) -> tuple[str, str]:
         return tool_text(chat.tools[at]), f"tools[{sent.tools[at]}]"
     index = at - len(chat.tools)
     return message_text(chat.messages[index]), f"messages[{sent.messages[index]}]"
+
+
+def _estimated_tokens(text: str) -> int:
+    """Of a very long text by its front: counting megabytes would hold up other requests."""
+    if len(text) <= _COUNTED:
+        return estimate_tokens(text)
+    return estimate_tokens(text[:_COUNTED]) * len(text) // _COUNTED
 
 
 def _words(text: str) -> list[str]:
