@@ -75,8 +75,8 @@ vendors:
     base_url: {vendor.url}
     api_key_env: TEST_VENDOR_KEY
     models: {{claude-sonnet: claude-sonnet-5-5, claude-opus: claude-opus-4-5}}
-    timeout_s: 0.5
-    unary_timeout_s: 0.5
+    timeout_s: 2
+    unary_timeout_s: 2
   - name: wrong-key
     kind: anthropic
     base_url: {vendor.url}

@@ -82,8 +82,8 @@ vendors:
     base_url: {vendor.url}
     api_key_env: TEST_VENDOR_KEY
     models: {{gemini-flash: gemini-2.5-flash, gemini-pro: gemini-3-pro, mystery: gemini-1.5-mystery}}
-    timeout_s: 0.5
-    unary_timeout_s: 0.5
+    timeout_s: 2
+    unary_timeout_s: 2
   - name: wrong-key
     kind: gemini
     base_url: {vendor.url}

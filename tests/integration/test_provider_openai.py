@@ -60,8 +60,8 @@ vendors:
     base_url: {vendor.base_url}
     api_key_env: TEST_VENDOR_KEY
     models: {{gpt-4o-mini: mini-2026, mystery: mystery-1}}
-    timeout_s: 0.5
-    unary_timeout_s: 0.5
+    timeout_s: 2
+    unary_timeout_s: 2
   - name: wrong-key
     kind: openai
     base_url: {vendor.base_url}

@@ -211,7 +211,7 @@ async def test_a_limit_without_another_vendor_is_named_with_the_time(
         error = from_rpc_error(caught.value)
         assert isinstance(error, RateLimited)
         assert error.retry_after_s is not None
-        assert 20 < error.retry_after_s <= 61
+        assert 20 < error.retry_after_s < 65  # a window and a second; the clock may have been set back a little
         assert time.monotonic() - began < 19  # it did not wait for what comes too late
         assert len(limited.requests) == 1
 

@@ -80,7 +80,7 @@ def test_a_valid_policy(tmp_path, book):
         ("default_tier: only", "default_tier: other", 12, "no tier is named 'other'"),
         ("default_tier: only", "default_tier: [", 13, ""),
         ("floor: 0.4", "floor: 0.4\n      floor: 0.5", 12, "stands twice"),
-        ("floor: 0.4", "floor: *anchor", 11, "anchor"),
+        ("floor: 0.4", "floor: *anchor", 11, "alias"),
         ("floor: 0.4", "floor: !!python/object:os.system 1", 11, "constructor"),
         ("floor: 0.4", "floor: 2024-02-31", 11, "day is out of range"),
     ],
