@@ -82,6 +82,20 @@ class Unauthenticated(MeshError):
     reason = "UNAUTHENTICATED"
 
 
+class PermissionDenied(MeshError):
+    """The key is known and lacks the right; the message names the scope."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
+class UnknownKey(MeshError):
+    """No key has this id."""
+
+    status = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_KEY"
+
+
 class BudgetExceeded(MeshError):
     """The tenant's budget is spent; `metadata` says when it resets."""
 

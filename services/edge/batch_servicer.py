@@ -3,17 +3,14 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
-from typing import Any
-
-import grpc
 
 from llmmesh.edge.v1 import batch_pb2, batch_pb2_grpc
 from services.common.clock import Clock
 from services.common.errors import UnknownBatch
 from services.edge import batch_convert as convert
-from services.edge.adapters.keys import KeyFile
 from services.edge.adapters.redis_batches import RedisBatches
 from services.edge.domain.batch import Batch, Ref
+from services.edge.domain.keys import Key, Keys, Limits, Scope
 from services.edge.servicer import Context, headers_of
 
 FOLLOW_S = 1.0  # between two looks for more results
@@ -26,7 +23,8 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     def __init__(
         self,
         store: RedisBatches,
-        keys: KeyFile,
+        keys: Keys,
+        limits: Limits,
         clock: Clock,
         check_namespace: Callable[[str], object],
         wake: Callable[[], None],
@@ -34,6 +32,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         """`check_namespace` raises InvalidInput for one that the policy lacks; `wake` hears that there is a new batch."""
         self._store = store
         self._keys = keys
+        self._limits = limits
         self._clock = clock
         self._check_namespace = check_namespace
         self._wake = wake
@@ -41,8 +40,10 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     async def CreateBatch(
         self, request: batch_pb2.CreateBatchRequest, context: Context
     ) -> batch_pb2.CreateBatchResponse:
-        tenant = self._tenant(context)
-        batch_id = f"batch_{uuid.uuid4().hex}"
+        key = self._key(context)
+        # One request, whatever the number of its items: those wait for their turn anyway.
+        await self._limits.admit(key)
+        tenant, batch_id = key.tenant, f"batch_{uuid.uuid4().hex}"
         # Off the loop: checking thousands of chats would hold up everybody else.
         batch, items = await asyncio.to_thread(convert.batch_from_pb, request, tenant, batch_id, self._clock.now())
         self._check_namespace(batch.namespace)
@@ -57,7 +58,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     async def ListBatches(
         self, request: batch_pb2.ListBatchesRequest, context: Context
     ) -> batch_pb2.ListBatchesResponse:
-        tenant = self._tenant(context)
+        tenant = self._key(context).tenant
         size, after = convert.page_from_pb(request)
         return convert.page_to_pb(await self._store.page(tenant, size, after), size)
 
@@ -88,7 +89,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
 
     async def _find(self, batch_id: str, context: Context) -> tuple[Ref, Batch]:
         """A batch of whoever asks. Raises UnknownBatch."""
-        ref = Ref(self._tenant(context), convert.id_from(batch_id))
+        ref = Ref(self._key(context).tenant, convert.id_from(batch_id))
         return ref, await self._known(ref)
 
     async def _known(self, ref: Ref) -> Batch:
@@ -97,6 +98,6 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
             raise UnknownBatch("there is no such batch, or it ended more than 7 days ago")
         return batch
 
-    def _tenant(self, context: "grpc.aio.ServicerContext[Any, Any]") -> str:
+    def _key(self, context: Context) -> Key:
         authorization, _ = headers_of(context)
-        return self._keys.tenant(authorization)
+        return self._keys.identify(authorization, Scope.INFERENCE)

@@ -145,6 +145,62 @@ COMPARISON_DOUBT: Comparison.ValueType  # 3
 """It cannot be told; counted, and learned nothing from."""
 Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
 
+class _ReviewKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReviewKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReviewKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVIEW_KIND_UNSPECIFIED: _ReviewKind.ValueType  # 0
+    """Not set."""
+    REVIEW_KIND_HIT: _ReviewKind.ValueType  # 1
+    """The stored answer was served for other words."""
+    REVIEW_KIND_NEAR_MISS: _ReviewKind.ValueType  # 2
+    """It was nearly served."""
+
+class ReviewKind(_ReviewKind, metaclass=_ReviewKindEnumTypeWrapper):
+    """Why a pair is worth a look."""
+
+REVIEW_KIND_UNSPECIFIED: ReviewKind.ValueType  # 0
+"""Not set."""
+REVIEW_KIND_HIT: ReviewKind.ValueType  # 1
+"""The stored answer was served for other words."""
+REVIEW_KIND_NEAR_MISS: ReviewKind.ValueType  # 2
+"""It was nearly served."""
+Global___ReviewKind: _TypeAlias = ReviewKind  # noqa: Y015
+
+class _ReviewVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReviewVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReviewVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVIEW_VERDICT_UNSPECIFIED: _ReviewVerdict.ValueType  # 0
+    """Not set."""
+    REVIEW_VERDICT_UNCHECKED: _ReviewVerdict.ValueType  # 1
+    """Nobody looked."""
+    REVIEW_VERDICT_RIGHT: _ReviewVerdict.ValueType  # 2
+    """One answer serves both questions: a check or a caller said so."""
+    REVIEW_VERDICT_WRONG: _ReviewVerdict.ValueType  # 3
+    """It does not."""
+    REVIEW_VERDICT_DOUBTFUL: _ReviewVerdict.ValueType  # 4
+    """A check could not tell."""
+
+class ReviewVerdict(_ReviewVerdict, metaclass=_ReviewVerdictEnumTypeWrapper):
+    """What is known about a pair."""
+
+REVIEW_VERDICT_UNSPECIFIED: ReviewVerdict.ValueType  # 0
+"""Not set."""
+REVIEW_VERDICT_UNCHECKED: ReviewVerdict.ValueType  # 1
+"""Nobody looked."""
+REVIEW_VERDICT_RIGHT: ReviewVerdict.ValueType  # 2
+"""One answer serves both questions: a check or a caller said so."""
+REVIEW_VERDICT_WRONG: ReviewVerdict.ValueType  # 3
+"""It does not."""
+REVIEW_VERDICT_DOUBTFUL: ReviewVerdict.ValueType  # 4
+"""A check could not tell."""
+Global___ReviewVerdict: _TypeAlias = ReviewVerdict  # noqa: Y015
+
 @_typing.final
 class Controls(_message.Message):
     """What a caller may tighten. It can never loosen the namespace's policy."""
@@ -931,6 +987,188 @@ class MeasureResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MeasureResponse: _TypeAlias = MeasureResponse  # noqa: Y015
+
+@_typing.final
+class ListReviewsRequest(_message.Message):
+    """What is to be looked through."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    UNSETTLED_ONLY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    kind: Global___ReviewKind.ValueType
+    """Only of this kind. Unset means both."""
+    unsettled_only: _builtins.bool
+    """Only what was checked and found wrong, or could not be told."""
+    page_size: _builtins.int
+    """At most so many, 1 to 200. 0 means 50."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before. Empty means the first page."""
+    @_builtins.property
+    def caller(self) -> _caller_pb2.Caller:
+        """The tenant and namespace."""
+
+    def __init__(
+        self,
+        *,
+        caller: _caller_pb2.Caller | None = ...,
+        kind: Global___ReviewKind.ValueType = ...,
+        unsettled_only: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "unsettled_only", b"unsettled_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReviewsRequest: _TypeAlias = ListReviewsRequest  # noqa: Y015
+
+@_typing.final
+class ListReviewsResponse(_message.Message):
+    """What is there to look through, the newest first. The last 500 of a namespace are kept, for 7 days at most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVIEWS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Names the next page; empty on the last one."""
+    @_builtins.property
+    def reviews(self) -> _containers.RepeatedCompositeFieldContainer[Global___Review]:
+        """The pairs."""
+
+    def __init__(
+        self,
+        *,
+        reviews: _abc.Iterable[Global___Review] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "reviews", b"reviews"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReviewsResponse: _TypeAlias = ListReviewsResponse  # noqa: Y015
+
+@_typing.final
+class Review(_message.Message):
+    """Two questions and what was decided about them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    kind: Global___ReviewKind.ValueType
+    """Why it is here."""
+    verdict: Global___ReviewVerdict.ValueType
+    """What is known about it."""
+    request_id: _builtins.str
+    """The request; Feedback and Invalidate take it."""
+    entry_id: _builtins.str
+    """The stored answer's entry."""
+    asked: _builtins.str
+    """What was asked, at most 500 characters."""
+    stored: _builtins.str
+    """What had been asked when the answer was made, at most 500 characters."""
+    answer: _builtins.str
+    """The answer, at most 1,000 characters; empty once the entry is gone."""
+    similarity: _builtins.float
+    """Cosine similarity, -1 to 1."""
+    probability: _builtins.float
+    """Calibrated P(one answer serves both). Unset where something else decided."""
+    reason: _builtins.str
+    """"served", or why not."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___ReviewKind.ValueType = ...,
+        verdict: Global___ReviewVerdict.ValueType = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+        entry_id: _builtins.str = ...,
+        asked: _builtins.str = ...,
+        stored: _builtins.str = ...,
+        answer: _builtins.str = ...,
+        similarity: _builtins.float = ...,
+        probability: _builtins.float | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "at", b"at", "probability", b"probability"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "answer", b"answer", "asked", b"asked", "at", b"at", "entry_id", b"entry_id", "kind", b"kind", "probability", b"probability", "reason", b"reason", "request_id", b"request_id", "similarity", b"similarity", "stored", b"stored", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__probability: _TypeAlias = _typing.Literal["probability"]  # noqa: Y015
+    _WhichOneofArgType__probability: _TypeAlias = _typing.Literal["_probability", b"_probability"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__probability) -> _WhichOneofReturnType__probability | None: ...
+
+Global___Review: _TypeAlias = Review  # noqa: Y015
+
+@_typing.final
+class ListNamespacesRequest(_message.Message):
+    """Whose namespaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def caller(self) -> _caller_pb2.Caller:
+        """The tenant; its namespace is ignored."""
+
+    def __init__(
+        self,
+        *,
+        caller: _caller_pb2.Caller | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNamespacesRequest: _TypeAlias = ListNamespacesRequest  # noqa: Y015
+
+@_typing.final
+class ListNamespacesResponse(_message.Message):
+    """The namespaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        namespaces: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespaces", b"namespaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNamespacesResponse: _TypeAlias = ListNamespacesResponse  # noqa: Y015
 
 @_typing.final
 class AcquireLeaseRequest(_message.Message):

@@ -71,6 +71,16 @@ class CacheServiceStub:
                 request_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.MeasureRequest.SerializeToString,
                 response_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.MeasureResponse.FromString,
                 _registered_method=True)
+        self.ListReviews = channel.unary_unary(
+                '/llmmesh.cache.v1.CacheService/ListReviews',
+                request_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListReviewsRequest.SerializeToString,
+                response_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListReviewsResponse.FromString,
+                _registered_method=True)
+        self.ListNamespaces = channel.unary_unary(
+                '/llmmesh.cache.v1.CacheService/ListNamespaces',
+                request_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesRequest.SerializeToString,
+                response_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesResponse.FromString,
+                _registered_method=True)
         self.AcquireLease = channel.unary_unary(
                 '/llmmesh.cache.v1.CacheService/AcquireLease',
                 request_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.AcquireLeaseRequest.SerializeToString,
@@ -144,6 +154,20 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReviews(self, request, context):
+        """Lists recent semantic hits and near misses with both questions, for people to look through.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNamespaces(self, request, context):
+        """Lists the namespaces in which a tenant has ever looked something up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AcquireLease(self, request, context):
         """Takes or renews the right to generate the answer of an exact key.
         """
@@ -202,6 +226,16 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Measure,
                     request_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.MeasureRequest.FromString,
                     response_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.MeasureResponse.SerializeToString,
+            ),
+            'ListReviews': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReviews,
+                    request_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListReviewsRequest.FromString,
+                    response_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListReviewsResponse.SerializeToString,
+            ),
+            'ListNamespaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNamespaces,
+                    request_deserializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesRequest.FromString,
+                    response_serializer=llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesResponse.SerializeToString,
             ),
             'AcquireLease': grpc.unary_unary_rpc_method_handler(
                     servicer.AcquireLease,
@@ -410,6 +444,60 @@ class CacheService:
             '/llmmesh.cache.v1.CacheService/Measure',
             llmmesh_dot_cache_dot_v1_dot_cache__pb2.MeasureRequest.SerializeToString,
             llmmesh_dot_cache_dot_v1_dot_cache__pb2.MeasureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReviews(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmmesh.cache.v1.CacheService/ListReviews',
+            llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListReviewsRequest.SerializeToString,
+            llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListReviewsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNamespaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmmesh.cache.v1.CacheService/ListNamespaces',
+            llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesRequest.SerializeToString,
+            llmmesh_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesResponse.FromString,
             options,
             channel_credentials,
             insecure,

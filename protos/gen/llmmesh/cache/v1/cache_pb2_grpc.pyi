@@ -53,6 +53,10 @@ class CacheServiceStub:
     """
     Measure: _grpc.UnaryUnaryMultiCallable[_cache_pb2.MeasureRequest, _cache_pb2.MeasureResponse]
     """Reports hits, wrong hits and the error budget of a namespace."""
+    ListReviews: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ListReviewsRequest, _cache_pb2.ListReviewsResponse]
+    """Lists recent semantic hits and near misses with both questions, for people to look through."""
+    ListNamespaces: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ListNamespacesRequest, _cache_pb2.ListNamespacesResponse]
+    """Lists the namespaces in which a tenant has ever looked something up."""
     AcquireLease: _grpc.UnaryUnaryMultiCallable[_cache_pb2.AcquireLeaseRequest, _cache_pb2.AcquireLeaseResponse]
     """Takes or renews the right to generate the answer of an exact key."""
     PublishLease: _grpc.StreamUnaryMultiCallable[_cache_pb2.PublishLeaseRequest, _cache_pb2.PublishLeaseResponse]
@@ -85,6 +89,10 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """
     Measure: _aio.UnaryUnaryMultiCallable[_cache_pb2.MeasureRequest, _cache_pb2.MeasureResponse]  # type: ignore[assignment]
     """Reports hits, wrong hits and the error budget of a namespace."""
+    ListReviews: _aio.UnaryUnaryMultiCallable[_cache_pb2.ListReviewsRequest, _cache_pb2.ListReviewsResponse]  # type: ignore[assignment]
+    """Lists recent semantic hits and near misses with both questions, for people to look through."""
+    ListNamespaces: _aio.UnaryUnaryMultiCallable[_cache_pb2.ListNamespacesRequest, _cache_pb2.ListNamespacesResponse]  # type: ignore[assignment]
+    """Lists the namespaces in which a tenant has ever looked something up."""
     AcquireLease: _aio.UnaryUnaryMultiCallable[_cache_pb2.AcquireLeaseRequest, _cache_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
     """Takes or renews the right to generate the answer of an exact key."""
     PublishLease: _aio.StreamUnaryMultiCallable[_cache_pb2.PublishLeaseRequest, _cache_pb2.PublishLeaseResponse]  # type: ignore[assignment]
@@ -156,6 +164,22 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.MeasureResponse, _abc.Awaitable[_cache_pb2.MeasureResponse]]:
         """Reports hits, wrong hits and the error budget of a namespace."""
+
+    @_abc_1.abstractmethod
+    def ListReviews(
+        self,
+        request: _cache_pb2.ListReviewsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.ListReviewsResponse, _abc.Awaitable[_cache_pb2.ListReviewsResponse]]:
+        """Lists recent semantic hits and near misses with both questions, for people to look through."""
+
+    @_abc_1.abstractmethod
+    def ListNamespaces(
+        self,
+        request: _cache_pb2.ListNamespacesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.ListNamespacesResponse, _abc.Awaitable[_cache_pb2.ListNamespacesResponse]]:
+        """Lists the namespaces in which a tenant has ever looked something up."""
 
     @_abc_1.abstractmethod
     def AcquireLease(

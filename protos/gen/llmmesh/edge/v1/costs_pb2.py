@@ -26,21 +26,37 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from llmmesh.common.v1 import usage_pb2 as llmmesh_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllmmesh/edge/v1/costs.proto\x12\x0fllmmesh.edge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dllmmesh/common/v1/usage.proto\"\xaa\x01\n\x11QueryCostsRequest\x12.\n\x04\x66rom\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12*\n\x02to\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12\x39\n\x08group_by\x18\x03 \x03(\x0e\x32\x1e.llmmesh.edge.v1.CostDimensionR\x07groupBy\"\xc1\x01\n\x07\x43ostRow\x12\x10\n\x03key\x18\x01 \x03(\tR\x03key\x12\x1a\n\x08requests\x18\x02 \x01(\x03R\x08requests\x12+\n\x11unpriced_requests\x18\x03 \x01(\x03R\x10unpricedRequests\x12+\n\x04\x62ill\x18\x04 \x01(\x0b\x32\x17.llmmesh.common.v1.BillR\x04\x62ill\x12.\n\x05usage\x18\x05 \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\"\x9b\x01\n\x12QueryCostsResponse\x12,\n\x04rows\x18\x01 \x03(\x0b\x32\x18.llmmesh.edge.v1.CostRowR\x04rows\x12.\n\x05total\x18\x02 \x01(\x0b\x32\x18.llmmesh.edge.v1.CostRowR\x05total\x12\'\n\x0fpending_records\x18\x03 \x01(\x03R\x0ependingRecords*\xcf\x01\n\rCostDimension\x12\x1e\n\x1a\x43OST_DIMENSION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43OST_DIMENSION_ENDPOINT\x10\x01\x12\x18\n\x14\x43OST_DIMENSION_MODEL\x10\x02\x12\x1a\n\x16\x43OST_DIMENSION_OUTCOME\x10\x03\x12\x17\n\x13\x43OST_DIMENSION_HOUR\x10\x04\x12\x17\n\x13\x43OST_DIMENSION_TIER\x10\x05\x12\x19\n\x15\x43OST_DIMENSION_TENANT\x10\x06\x32\x64\n\x0b\x43ostService\x12U\n\nQueryCosts\x12\".llmmesh.edge.v1.QueryCostsRequest\x1a#.llmmesh.edge.v1.QueryCostsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllmmesh/edge/v1/costs.proto\x12\x0fllmmesh.edge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dllmmesh/common/v1/usage.proto\"\xf5\x01\n\x11QueryCostsRequest\x12.\n\x04\x66rom\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12*\n\x02to\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12\x39\n\x08group_by\x18\x03 \x03(\x0e\x32\x1e.llmmesh.edge.v1.CostDimensionR\x07groupBy\x12\x16\n\x06tenant\x18\x04 \x01(\tR\x06tenant\x12\x31\n\x05where\x18\x05 \x03(\x0b\x32\x1b.llmmesh.edge.v1.CostFilterR\x05where\"`\n\nCostFilter\x12<\n\tdimension\x18\x01 \x01(\x0e\x32\x1e.llmmesh.edge.v1.CostDimensionR\tdimension\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value\"\xc1\x01\n\x07\x43ostRow\x12\x10\n\x03key\x18\x01 \x03(\tR\x03key\x12\x1a\n\x08requests\x18\x02 \x01(\x03R\x08requests\x12+\n\x11unpriced_requests\x18\x03 \x01(\x03R\x10unpricedRequests\x12+\n\x04\x62ill\x18\x04 \x01(\x0b\x32\x17.llmmesh.common.v1.BillR\x04\x62ill\x12.\n\x05usage\x18\x05 \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\"\x9b\x01\n\x12QueryCostsResponse\x12,\n\x04rows\x18\x01 \x03(\x0b\x32\x18.llmmesh.edge.v1.CostRowR\x04rows\x12.\n\x05total\x18\x02 \x01(\x0b\x32\x18.llmmesh.edge.v1.CostRowR\x05total\x12\'\n\x0fpending_records\x18\x03 \x01(\x03R\x0ependingRecords\"\x8a\x01\n\x14\x45xportRecordsRequest\x12.\n\x04\x66rom\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12*\n\x02to\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12\x16\n\x06tenant\x18\x03 \x01(\tR\x06tenant\"O\n\x15\x45xportRecordsResponse\x12\x36\n\x07records\x18\x01 \x03(\x0b\x32\x1c.llmmesh.edge.v1.UsageRecordR\x07records\"\xa6\x03\n\x0bUsageRecord\x12\x1b\n\trecord_id\x18\x01 \x01(\tR\x08recordId\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12*\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02\x61t\x12\x16\n\x06tenant\x18\x04 \x01(\tR\x06tenant\x12\x1c\n\tnamespace\x18\x05 \x01(\tR\tnamespace\x12\x1a\n\x08\x65ndpoint\x18\x06 \x01(\tR\x08\x65ndpoint\x12\x12\n\x04user\x18\x07 \x01(\tR\x04user\x12\x14\n\x05model\x18\x08 \x01(\tR\x05model\x12\x12\n\x04tier\x18\t \x01(\tR\x04tier\x12\x18\n\x07outcome\x18\n \x01(\tR\x07outcome\x12\x14\n\x05\x65rror\x18\x0b \x01(\tR\x05\x65rror\x12\x12\n\x04kind\x18\x0c \x01(\tR\x04kind\x12.\n\x05usage\x18\r \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\x12+\n\x04\x62ill\x18\x0e \x01(\x0b\x32\x17.llmmesh.common.v1.BillR\x04\x62ill\",\n\x12ListBudgetsRequest\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\"H\n\x13ListBudgetsResponse\x12\x31\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x17.llmmesh.edge.v1.BudgetR\x07\x62udgets\"\xf9\x02\n\x06\x42udget\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1a\n\x08\x65ndpoint\x18\x03 \x01(\tR\x08\x65ndpoint\x12\x12\n\x04user\x18\x04 \x01(\tR\x04user\x12\x1c\n\tnamespace\x18\x05 \x01(\tR\tnamespace\x12\x16\n\x06period\x18\x06 \x01(\tR\x06period\x12/\n\x04mode\x18\x07 \x01(\x0e\x32\x1b.llmmesh.edge.v1.BudgetModeR\x04mode\x12#\n\rlimit_nanousd\x18\x08 \x01(\x03R\x0climitNanousd\x12#\n\rspent_nanousd\x18\t \x01(\x03R\x0cspentNanousd\x12)\n\x10reserved_nanousd\x18\n \x01(\x03R\x0freservedNanousd\x12\x37\n\tresets_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08resetsAt*\xb7\x02\n\rCostDimension\x12\x1e\n\x1a\x43OST_DIMENSION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43OST_DIMENSION_ENDPOINT\x10\x01\x12\x18\n\x14\x43OST_DIMENSION_MODEL\x10\x02\x12\x1a\n\x16\x43OST_DIMENSION_OUTCOME\x10\x03\x12\x17\n\x13\x43OST_DIMENSION_HOUR\x10\x04\x12\x17\n\x13\x43OST_DIMENSION_TIER\x10\x05\x12\x19\n\x15\x43OST_DIMENSION_TENANT\x10\x06\x12\x17\n\x13\x43OST_DIMENSION_USER\x10\x07\x12\x17\n\x13\x43OST_DIMENSION_KIND\x10\x08\x12\x1c\n\x18\x43OST_DIMENSION_NAMESPACE\x10\t\x12\x16\n\x12\x43OST_DIMENSION_DAY\x10\n*U\n\nBudgetMode\x12\x1b\n\x17\x42UDGET_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42UDGET_MODE_HARD\x10\x01\x12\x14\n\x10\x42UDGET_MODE_SOFT\x10\x02\x32\xa0\x02\n\x0b\x43ostService\x12U\n\nQueryCosts\x12\".llmmesh.edge.v1.QueryCostsRequest\x1a#.llmmesh.edge.v1.QueryCostsResponse\x12`\n\rExportRecords\x12%.llmmesh.edge.v1.ExportRecordsRequest\x1a&.llmmesh.edge.v1.ExportRecordsResponse0\x01\x12X\n\x0bListBudgets\x12#.llmmesh.edge.v1.ListBudgetsRequest\x1a$.llmmesh.edge.v1.ListBudgetsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmmesh.edge.v1.costs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COSTDIMENSION']._serialized_start=640
-  _globals['_COSTDIMENSION']._serialized_end=847
+  _globals['_COSTDIMENSION']._serialized_start=1960
+  _globals['_COSTDIMENSION']._serialized_end=2271
+  _globals['_BUDGETMODE']._serialized_start=2273
+  _globals['_BUDGETMODE']._serialized_end=2358
   _globals['_QUERYCOSTSREQUEST']._serialized_start=113
-  _globals['_QUERYCOSTSREQUEST']._serialized_end=283
-  _globals['_COSTROW']._serialized_start=286
-  _globals['_COSTROW']._serialized_end=479
-  _globals['_QUERYCOSTSRESPONSE']._serialized_start=482
-  _globals['_QUERYCOSTSRESPONSE']._serialized_end=637
-  _globals['_COSTSERVICE']._serialized_start=849
-  _globals['_COSTSERVICE']._serialized_end=949
+  _globals['_QUERYCOSTSREQUEST']._serialized_end=358
+  _globals['_COSTFILTER']._serialized_start=360
+  _globals['_COSTFILTER']._serialized_end=456
+  _globals['_COSTROW']._serialized_start=459
+  _globals['_COSTROW']._serialized_end=652
+  _globals['_QUERYCOSTSRESPONSE']._serialized_start=655
+  _globals['_QUERYCOSTSRESPONSE']._serialized_end=810
+  _globals['_EXPORTRECORDSREQUEST']._serialized_start=813
+  _globals['_EXPORTRECORDSREQUEST']._serialized_end=951
+  _globals['_EXPORTRECORDSRESPONSE']._serialized_start=953
+  _globals['_EXPORTRECORDSRESPONSE']._serialized_end=1032
+  _globals['_USAGERECORD']._serialized_start=1035
+  _globals['_USAGERECORD']._serialized_end=1457
+  _globals['_LISTBUDGETSREQUEST']._serialized_start=1459
+  _globals['_LISTBUDGETSREQUEST']._serialized_end=1503
+  _globals['_LISTBUDGETSRESPONSE']._serialized_start=1505
+  _globals['_LISTBUDGETSRESPONSE']._serialized_end=1577
+  _globals['_BUDGET']._serialized_start=1580
+  _globals['_BUDGET']._serialized_end=1957
+  _globals['_COSTSERVICE']._serialized_start=2361
+  _globals['_COSTSERVICE']._serialized_end=2649
 # @@protoc_insertion_point(module_scope)

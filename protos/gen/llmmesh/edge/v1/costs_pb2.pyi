@@ -41,6 +41,14 @@ class _CostDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CostDim
     """The tier."""
     COST_DIMENSION_TENANT: _CostDimension.ValueType  # 6
     """The tenant."""
+    COST_DIMENSION_USER: _CostDimension.ValueType  # 7
+    """The end user, as named by the caller."""
+    COST_DIMENSION_KIND: _CostDimension.ValueType  # 8
+    """The kind of query, such as "question" or "extraction": the caller's word, else the edge's guess."""
+    COST_DIMENSION_NAMESPACE: _CostDimension.ValueType  # 9
+    """The policy's namespace."""
+    COST_DIMENSION_DAY: _CostDimension.ValueType  # 10
+    """The day (UTC), as 2026-01-31."""
 
 class CostDimension(_CostDimension, metaclass=_CostDimensionEnumTypeWrapper):
     """What to group by."""
@@ -59,7 +67,39 @@ COST_DIMENSION_TIER: CostDimension.ValueType  # 5
 """The tier."""
 COST_DIMENSION_TENANT: CostDimension.ValueType  # 6
 """The tenant."""
+COST_DIMENSION_USER: CostDimension.ValueType  # 7
+"""The end user, as named by the caller."""
+COST_DIMENSION_KIND: CostDimension.ValueType  # 8
+"""The kind of query, such as "question" or "extraction": the caller's word, else the edge's guess."""
+COST_DIMENSION_NAMESPACE: CostDimension.ValueType  # 9
+"""The policy's namespace."""
+COST_DIMENSION_DAY: CostDimension.ValueType  # 10
+"""The day (UTC), as 2026-01-31."""
 Global___CostDimension: _TypeAlias = CostDimension  # noqa: Y015
+
+class _BudgetMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BudgetModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUDGET_MODE_UNSPECIFIED: _BudgetMode.ValueType  # 0
+    """Not set."""
+    BUDGET_MODE_HARD: _BudgetMode.ValueType  # 1
+    """Requests that need a model are refused until it resets."""
+    BUDGET_MODE_SOFT: _BudgetMode.ValueType  # 2
+    """Requests go to a cheaper tier, and their receipts say so."""
+
+class BudgetMode(_BudgetMode, metaclass=_BudgetModeEnumTypeWrapper):
+    """What happens when a budget is used up."""
+
+BUDGET_MODE_UNSPECIFIED: BudgetMode.ValueType  # 0
+"""Not set."""
+BUDGET_MODE_HARD: BudgetMode.ValueType  # 1
+"""Requests that need a model are refused until it resets."""
+BUDGET_MODE_SOFT: BudgetMode.ValueType  # 2
+"""Requests go to a cheaper tier, and their receipts say so."""
+Global___BudgetMode: _TypeAlias = BudgetMode  # noqa: Y015
 
 @_typing.final
 class QueryCostsRequest(_message.Message):
@@ -70,6 +110,10 @@ class QueryCostsRequest(_message.Message):
     FROM_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
     GROUP_BY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Whose costs; "*" means every tenant's. Empty means the caller's own tenant; any other takes the scope "admin"."""
     @_builtins.property
     def to(self) -> _timestamp_pb2.Timestamp:
         """Up to and without this hour. Unset means now."""
@@ -78,19 +122,51 @@ class QueryCostsRequest(_message.Message):
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___CostDimension.ValueType]:
         """One row for each combination. Empty means one row for everything."""
 
+    @_builtins.property
+    def where(self) -> _containers.RepeatedCompositeFieldContainer[Global___CostFilter]:
+        """Only what has these values. Several of one dimension are alternatives."""
+
     def __init__(
         self,
         *,
         to: _timestamp_pb2.Timestamp | None = ...,
         group_by: _abc.Iterable[Global___CostDimension.ValueType] | None = ...,
+        tenant: _builtins.str = ...,
+        where: _abc.Iterable[Global___CostFilter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "group_by", b"group_by", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "group_by", b"group_by", "tenant", b"tenant", "to", b"to", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueryCostsRequest: _TypeAlias = QueryCostsRequest  # noqa: Y015
+
+@_typing.final
+class CostFilter(_message.Message):
+    """A value of a dimension."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    dimension: Global___CostDimension.ValueType
+    """Which dimension. Hour and day are refused: `from` and `to` are for that."""
+    value: _builtins.str
+    """Its value; empty is a value, too."""
+    def __init__(
+        self,
+        *,
+        dimension: Global___CostDimension.ValueType = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CostFilter: _TypeAlias = CostFilter  # noqa: Y015
 
 @_typing.final
 class CostRow(_message.Message):
@@ -169,3 +245,246 @@ class QueryCostsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueryCostsResponse: _TypeAlias = QueryCostsResponse  # noqa: Y015
+
+@_typing.final
+class ExportRecordsRequest(_message.Message):
+    """Which records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """As in QueryCostsRequest."""
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """Up to and without this time. Unset means now."""
+
+    def __init__(
+        self,
+        *,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "tenant", b"tenant", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportRecordsRequest: _TypeAlias = ExportRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ExportRecordsResponse(_message.Message):
+    """Some records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRecord]:
+        """At most 500."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___UsageRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportRecordsResponse: _TypeAlias = ExportRecordsResponse  # noqa: Y015
+
+@_typing.final
+class UsageRecord(_message.Message):
+    """What is written down about one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    BILL_FIELD_NUMBER: _builtins.int
+    record_id: _builtins.str
+    """The record's id: unique, made by the edge."""
+    request_id: _builtins.str
+    """The request's id: the caller's where it gave one."""
+    tenant: _builtins.str
+    """The tenant."""
+    namespace: _builtins.str
+    """The policy's namespace."""
+    endpoint: _builtins.str
+    """The calling endpoint."""
+    user: _builtins.str
+    """The end user."""
+    model: _builtins.str
+    """The model that answered."""
+    tier: _builtins.str
+    """The tier."""
+    outcome: _builtins.str
+    """exact_hit, semantic_hit, miss, bypass, canary, coalesced, shadow or error."""
+    error: _builtins.str
+    """Why there was no answer; empty where there was one."""
+    kind: _builtins.str
+    """The kind of query."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When it was settled."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """The tokens."""
+
+    @_builtins.property
+    def bill(self) -> _usage_pb2.Bill:
+        """The money."""
+
+    def __init__(
+        self,
+        *,
+        record_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        tenant: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        user: _builtins.str = ...,
+        model: _builtins.str = ...,
+        tier: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        error: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        bill: _usage_pb2.Bill | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "bill", b"bill", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "bill", b"bill", "endpoint", b"endpoint", "error", b"error", "kind", b"kind", "model", b"model", "namespace", b"namespace", "outcome", b"outcome", "record_id", b"record_id", "request_id", b"request_id", "tenant", b"tenant", "tier", b"tier", "usage", b"usage", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015
+
+@_typing.final
+class ListBudgetsRequest(_message.Message):
+    """Whose budgets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """As in QueryCostsRequest."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBudgetsRequest: _TypeAlias = ListBudgetsRequest  # noqa: Y015
+
+@_typing.final
+class ListBudgetsResponse(_message.Message):
+    """The budgets of one tenant or of all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Budget]:
+        """Those of the policy that hold for the tenant, the fullest first."""
+
+    def __init__(
+        self,
+        *,
+        budgets: _abc.Iterable[Global___Budget] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBudgetsResponse: _TypeAlias = ListBudgetsResponse  # noqa: Y015
+
+@_typing.final
+class Budget(_message.Message):
+    """A spending limit and how much of it is used in the period that runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    LIMIT_NANOUSD_FIELD_NUMBER: _builtins.int
+    SPENT_NANOUSD_FIELD_NUMBER: _builtins.int
+    RESERVED_NANOUSD_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The policy's name for it."""
+    tenant: _builtins.str
+    """The tenant."""
+    endpoint: _builtins.str
+    """The endpoint that it is for; empty where all endpoints share it."""
+    user: _builtins.str
+    """The end user that it is for; empty where all users share it."""
+    namespace: _builtins.str
+    """The policy's namespace that it is for; empty where all namespaces share it."""
+    period: _builtins.str
+    """The period that runs (UTC): 2026-01-31 for a day, 2026-01 for a month."""
+    mode: Global___BudgetMode.ValueType
+    """What happens when it is used up."""
+    limit_nanousd: _builtins.int
+    """The limit."""
+    spent_nanousd: _builtins.int
+    """What was spent in the period."""
+    reserved_nanousd: _builtins.int
+    """What is set aside for requests that run."""
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp:
+        """When it resets."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        user: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        period: _builtins.str = ...,
+        mode: Global___BudgetMode.ValueType = ...,
+        limit_nanousd: _builtins.int = ...,
+        spent_nanousd: _builtins.int = ...,
+        reserved_nanousd: _builtins.int = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resets_at", b"resets_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "limit_nanousd", b"limit_nanousd", "mode", b"mode", "name", b"name", "namespace", b"namespace", "period", b"period", "reserved_nanousd", b"reserved_nanousd", "resets_at", b"resets_at", "spent_nanousd", b"spent_nanousd", "tenant", b"tenant", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Budget: _TypeAlias = Budget  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CostServiceStub:
-    """The ledger's questions. A tenant's key sees that tenant.
+    """The ledger's questions. A key with the scope "costs" sees its tenant; one with the scope "admin" every tenant.
     """
 
     def __init__(self, channel):
@@ -40,14 +40,38 @@ class CostServiceStub:
                 request_serializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.QueryCostsRequest.SerializeToString,
                 response_deserializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.QueryCostsResponse.FromString,
                 _registered_method=True)
+        self.ExportRecords = channel.unary_stream(
+                '/llmmesh.edge.v1.CostService/ExportRecords',
+                request_serializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.ExportRecordsRequest.SerializeToString,
+                response_deserializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.ExportRecordsResponse.FromString,
+                _registered_method=True)
+        self.ListBudgets = channel.unary_unary(
+                '/llmmesh.edge.v1.CostService/ListBudgets',
+                request_serializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.ListBudgetsRequest.SerializeToString,
+                response_deserializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.ListBudgetsResponse.FromString,
+                _registered_method=True)
 
 
 class CostServiceServicer:
-    """The ledger's questions. A tenant's key sees that tenant.
+    """The ledger's questions. A key with the scope "costs" sees its tenant; one with the scope "admin" every tenant.
     """
 
     def QueryCosts(self, request, context):
-        """Sums cost, savings and tokens of the caller's tenant over time, by any of the dimensions.
+        """Sums cost, savings and tokens over time, by any of the dimensions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportRecords(self, request, context):
+        """Streams the records themselves, the oldest first, as long as they are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBudgets(self, request, context):
+        """Says what budgets hold for a tenant, and how much of each is spent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +85,16 @@ def add_CostServiceServicer_to_server(servicer, server):
                     request_deserializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.QueryCostsRequest.FromString,
                     response_serializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.QueryCostsResponse.SerializeToString,
             ),
+            'ExportRecords': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportRecords,
+                    request_deserializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.ExportRecordsRequest.FromString,
+                    response_serializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.ExportRecordsResponse.SerializeToString,
+            ),
+            'ListBudgets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBudgets,
+                    request_deserializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.ListBudgetsRequest.FromString,
+                    response_serializer=llmmesh_dot_edge_dot_v1_dot_costs__pb2.ListBudgetsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'llmmesh.edge.v1.CostService', rpc_method_handlers)
@@ -70,7 +104,7 @@ def add_CostServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CostService:
-    """The ledger's questions. A tenant's key sees that tenant.
+    """The ledger's questions. A key with the scope "costs" sees its tenant; one with the scope "admin" every tenant.
     """
 
     @staticmethod
@@ -90,6 +124,60 @@ class CostService:
             '/llmmesh.edge.v1.CostService/QueryCosts',
             llmmesh_dot_edge_dot_v1_dot_costs__pb2.QueryCostsRequest.SerializeToString,
             llmmesh_dot_edge_dot_v1_dot_costs__pb2.QueryCostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmmesh.edge.v1.CostService/ExportRecords',
+            llmmesh_dot_edge_dot_v1_dot_costs__pb2.ExportRecordsRequest.SerializeToString,
+            llmmesh_dot_edge_dot_v1_dot_costs__pb2.ExportRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBudgets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmmesh.edge.v1.CostService/ListBudgets',
+            llmmesh_dot_edge_dot_v1_dot_costs__pb2.ListBudgetsRequest.SerializeToString,
+            llmmesh_dot_edge_dot_v1_dot_costs__pb2.ListBudgetsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,25 +27,33 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CostServiceStub:
-    """The ledger's questions. A tenant's key sees that tenant."""
+    """The ledger's questions. A key with the scope "costs" sees its tenant; one with the scope "admin" every tenant."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CostServiceAsyncStub: ...
     QueryCosts: _grpc.UnaryUnaryMultiCallable[_costs_pb2.QueryCostsRequest, _costs_pb2.QueryCostsResponse]
-    """Sums cost, savings and tokens of the caller's tenant over time, by any of the dimensions."""
+    """Sums cost, savings and tokens over time, by any of the dimensions."""
+    ExportRecords: _grpc.UnaryStreamMultiCallable[_costs_pb2.ExportRecordsRequest, _costs_pb2.ExportRecordsResponse]
+    """Streams the records themselves, the oldest first, as long as they are kept."""
+    ListBudgets: _grpc.UnaryUnaryMultiCallable[_costs_pb2.ListBudgetsRequest, _costs_pb2.ListBudgetsResponse]
+    """Says what budgets hold for a tenant, and how much of each is spent."""
 
 @_typing.type_check_only
 class CostServiceAsyncStub(CostServiceStub):
-    """The ledger's questions. A tenant's key sees that tenant."""
+    """The ledger's questions. A key with the scope "costs" sees its tenant; one with the scope "admin" every tenant."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     QueryCosts: _aio.UnaryUnaryMultiCallable[_costs_pb2.QueryCostsRequest, _costs_pb2.QueryCostsResponse]  # type: ignore[assignment]
-    """Sums cost, savings and tokens of the caller's tenant over time, by any of the dimensions."""
+    """Sums cost, savings and tokens over time, by any of the dimensions."""
+    ExportRecords: _aio.UnaryStreamMultiCallable[_costs_pb2.ExportRecordsRequest, _costs_pb2.ExportRecordsResponse]  # type: ignore[assignment]
+    """Streams the records themselves, the oldest first, as long as they are kept."""
+    ListBudgets: _aio.UnaryUnaryMultiCallable[_costs_pb2.ListBudgetsRequest, _costs_pb2.ListBudgetsResponse]  # type: ignore[assignment]
+    """Says what budgets hold for a tenant, and how much of each is spent."""
 
 class CostServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The ledger's questions. A tenant's key sees that tenant."""
+    """The ledger's questions. A key with the scope "costs" sees its tenant; one with the scope "admin" every tenant."""
 
     @_abc_1.abstractmethod
     def QueryCosts(
@@ -53,6 +61,22 @@ class CostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _costs_pb2.QueryCostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_costs_pb2.QueryCostsResponse, _abc.Awaitable[_costs_pb2.QueryCostsResponse]]:
-        """Sums cost, savings and tokens of the caller's tenant over time, by any of the dimensions."""
+        """Sums cost, savings and tokens over time, by any of the dimensions."""
+
+    @_abc_1.abstractmethod
+    def ExportRecords(
+        self,
+        request: _costs_pb2.ExportRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_costs_pb2.ExportRecordsResponse], _abc.AsyncIterator[_costs_pb2.ExportRecordsResponse]]:
+        """Streams the records themselves, the oldest first, as long as they are kept."""
+
+    @_abc_1.abstractmethod
+    def ListBudgets(
+        self,
+        request: _costs_pb2.ListBudgetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_costs_pb2.ListBudgetsResponse, _abc.Awaitable[_costs_pb2.ListBudgetsResponse]]:
+        """Says what budgets hold for a tenant, and how much of each is spent."""
 
 def add_CostServiceServicer_to_server(servicer: CostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

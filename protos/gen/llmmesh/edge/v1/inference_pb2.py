@@ -27,35 +27,35 @@ from llmmesh.common.v1 import chat_pb2 as llmmesh_dot_common_dot_v1_dot_chat__pb
 from llmmesh.common.v1 import usage_pb2 as llmmesh_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fllmmesh/edge/v1/inference.proto\x12\x0fllmmesh.edge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cllmmesh/common/v1/chat.proto\x1a\x1dllmmesh/common/v1/usage.proto\"\xc8\x01\n\x0c\x43\x61\x63heControl\x12\x16\n\x06\x62ypass\x18\x01 \x01(\x08R\x06\x62ypass\x12\x19\n\x08no_store\x18\x02 \x01(\x08R\x07noStore\x12*\n\x0emin_similarity\x18\x03 \x01(\x01H\x00R\rminSimilarity\x88\x01\x01\x12\x32\n\x07max_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06maxAge\x12\x12\n\x04tags\x18\x05 \x03(\tR\x04tagsB\x11\n\x0f_min_similarity\"\xd7\x01\n\x0f\x43ompleteRequest\x12+\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x17.llmmesh.common.v1.ChatR\x04\x63hat\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x1c\n\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x1a\n\x08\x65ndpoint\x18\x04 \x01(\tR\x08\x65ndpoint\x12\x12\n\x04user\x18\x05 \x01(\tR\x04user\x12\x33\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x1d.llmmesh.edge.v1.CacheControlR\x05\x63\x61\x63he\"\xe4\x02\n\x07Receipt\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x32\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.llmmesh.edge.v1.OutcomeR\x07outcome\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12\x12\n\x04tier\x18\x04 \x01(\tR\x04tier\x12+\n\x04\x62ill\x18\x05 \x01(\x0b\x32\x17.llmmesh.common.v1.BillR\x04\x62ill\x12\x1a\n\x08\x64\x65graded\x18\x06 \x03(\tR\x08\x64\x65graded\x12#\n\nsimilarity\x18\x07 \x01(\x01H\x00R\nsimilarity\x88\x01\x01\x12!\n\x0c\x63\x61\x63he_reason\x18\x08 \x01(\tR\x0b\x63\x61\x63heReason\x12!\n\x0croute_reason\x18\t \x01(\tR\x0brouteReason\x12\x19\n\x08\x65ntry_id\x18\n \x01(\tR\x07\x65ntryIdB\r\n\x0b_similarity\"\xa9\x01\n\x10\x43ompleteResponse\x12\x31\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x19.llmmesh.common.v1.AnswerR\x06\x61nswer\x12.\n\x05usage\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\x12\x32\n\x07receipt\x18\x03 \x01(\x0b\x32\x18.llmmesh.edge.v1.ReceiptR\x07receipt\"\xdd\x01\n\x15StreamCompleteRequest\x12+\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x17.llmmesh.common.v1.ChatR\x04\x63hat\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x1c\n\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x1a\n\x08\x65ndpoint\x18\x04 \x01(\tR\x08\x65ndpoint\x12\x12\n\x04user\x18\x05 \x01(\tR\x04user\x12\x33\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x1d.llmmesh.edge.v1.CacheControlR\x05\x63\x61\x63he\"=\n\x07Started\x12\x32\n\x07receipt\x18\x01 \x01(\x0b\x32\x18.llmmesh.edge.v1.ReceiptR\x07receipt\"\xb4\x01\n\x08\x46inished\x12\x44\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1f.llmmesh.common.v1.FinishReasonR\x0c\x66inishReason\x12.\n\x05usage\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\x12\x32\n\x07receipt\x18\x03 \x01(\x0b\x32\x18.llmmesh.edge.v1.ReceiptR\x07receipt\"\xc2\x01\n\x16StreamCompleteResponse\x12\x34\n\x07started\x18\x01 \x01(\x0b\x32\x18.llmmesh.edge.v1.StartedH\x00R\x07started\x12\x30\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.DeltaH\x00R\x05\x64\x65lta\x12\x37\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x19.llmmesh.edge.v1.FinishedH\x00R\x08\x66inishedB\x07\n\x05\x65vent\"w\n\x13GiveFeedbackRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x19\n\x05right\x18\x02 \x01(\x08H\x00R\x05right\x88\x01\x01\x12\x1c\n\tnamespace\x18\x03 \x01(\tR\tnamespaceB\x08\n\x06_right\"0\n\x14GiveFeedbackResponse\x12\x18\n\x07\x63ounted\x18\x01 \x01(\x08R\x07\x63ounted*\x90\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_EXACT_HIT\x10\x01\x12\x18\n\x14OUTCOME_SEMANTIC_HIT\x10\x02\x12\x10\n\x0cOUTCOME_MISS\x10\x03\x12\x12\n\x0eOUTCOME_BYPASS\x10\x04\x12\x15\n\x11OUTCOME_COALESCED\x10\x05\x32\xa5\x02\n\x10InferenceService\x12O\n\x08\x43omplete\x12 .llmmesh.edge.v1.CompleteRequest\x1a!.llmmesh.edge.v1.CompleteResponse\x12\x63\n\x0eStreamComplete\x12&.llmmesh.edge.v1.StreamCompleteRequest\x1a\'.llmmesh.edge.v1.StreamCompleteResponse0\x01\x12[\n\x0cGiveFeedback\x12$.llmmesh.edge.v1.GiveFeedbackRequest\x1a%.llmmesh.edge.v1.GiveFeedbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fllmmesh/edge/v1/inference.proto\x12\x0fllmmesh.edge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cllmmesh/common/v1/chat.proto\x1a\x1dllmmesh/common/v1/usage.proto\"\xc8\x01\n\x0c\x43\x61\x63heControl\x12\x16\n\x06\x62ypass\x18\x01 \x01(\x08R\x06\x62ypass\x12\x19\n\x08no_store\x18\x02 \x01(\x08R\x07noStore\x12*\n\x0emin_similarity\x18\x03 \x01(\x01H\x00R\rminSimilarity\x88\x01\x01\x12\x32\n\x07max_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06maxAge\x12\x12\n\x04tags\x18\x05 \x03(\tR\x04tagsB\x11\n\x0f_min_similarity\"\xeb\x01\n\x0f\x43ompleteRequest\x12+\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x17.llmmesh.common.v1.ChatR\x04\x63hat\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x1c\n\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x1a\n\x08\x65ndpoint\x18\x04 \x01(\tR\x08\x65ndpoint\x12\x12\n\x04user\x18\x05 \x01(\tR\x04user\x12\x33\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x1d.llmmesh.edge.v1.CacheControlR\x05\x63\x61\x63he\x12\x12\n\x04kind\x18\x07 \x01(\tR\x04kind\"\x89\x03\n\x07Receipt\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x32\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.llmmesh.edge.v1.OutcomeR\x07outcome\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12\x12\n\x04tier\x18\x04 \x01(\tR\x04tier\x12+\n\x04\x62ill\x18\x05 \x01(\x0b\x32\x17.llmmesh.common.v1.BillR\x04\x62ill\x12\x1a\n\x08\x64\x65graded\x18\x06 \x03(\tR\x08\x64\x65graded\x12#\n\nsimilarity\x18\x07 \x01(\x01H\x00R\nsimilarity\x88\x01\x01\x12!\n\x0c\x63\x61\x63he_reason\x18\x08 \x01(\tR\x0b\x63\x61\x63heReason\x12!\n\x0croute_reason\x18\t \x01(\tR\x0brouteReason\x12\x19\n\x08\x65ntry_id\x18\n \x01(\tR\x07\x65ntryId\x12#\n\rbudget_notice\x18\x0b \x01(\tR\x0c\x62udgetNoticeB\r\n\x0b_similarity\"\xa9\x01\n\x10\x43ompleteResponse\x12\x31\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x19.llmmesh.common.v1.AnswerR\x06\x61nswer\x12.\n\x05usage\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\x12\x32\n\x07receipt\x18\x03 \x01(\x0b\x32\x18.llmmesh.edge.v1.ReceiptR\x07receipt\"\xf1\x01\n\x15StreamCompleteRequest\x12+\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x17.llmmesh.common.v1.ChatR\x04\x63hat\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x1c\n\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x1a\n\x08\x65ndpoint\x18\x04 \x01(\tR\x08\x65ndpoint\x12\x12\n\x04user\x18\x05 \x01(\tR\x04user\x12\x33\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x1d.llmmesh.edge.v1.CacheControlR\x05\x63\x61\x63he\x12\x12\n\x04kind\x18\x07 \x01(\tR\x04kind\"=\n\x07Started\x12\x32\n\x07receipt\x18\x01 \x01(\x0b\x32\x18.llmmesh.edge.v1.ReceiptR\x07receipt\"\xb4\x01\n\x08\x46inished\x12\x44\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1f.llmmesh.common.v1.FinishReasonR\x0c\x66inishReason\x12.\n\x05usage\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.UsageR\x05usage\x12\x32\n\x07receipt\x18\x03 \x01(\x0b\x32\x18.llmmesh.edge.v1.ReceiptR\x07receipt\"\xc2\x01\n\x16StreamCompleteResponse\x12\x34\n\x07started\x18\x01 \x01(\x0b\x32\x18.llmmesh.edge.v1.StartedH\x00R\x07started\x12\x30\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.llmmesh.common.v1.DeltaH\x00R\x05\x64\x65lta\x12\x37\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x19.llmmesh.edge.v1.FinishedH\x00R\x08\x66inishedB\x07\n\x05\x65vent\"w\n\x13GiveFeedbackRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x19\n\x05right\x18\x02 \x01(\x08H\x00R\x05right\x88\x01\x01\x12\x1c\n\tnamespace\x18\x03 \x01(\tR\tnamespaceB\x08\n\x06_right\"0\n\x14GiveFeedbackResponse\x12\x18\n\x07\x63ounted\x18\x01 \x01(\x08R\x07\x63ounted*\x90\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_EXACT_HIT\x10\x01\x12\x18\n\x14OUTCOME_SEMANTIC_HIT\x10\x02\x12\x10\n\x0cOUTCOME_MISS\x10\x03\x12\x12\n\x0eOUTCOME_BYPASS\x10\x04\x12\x15\n\x11OUTCOME_COALESCED\x10\x05\x32\xa5\x02\n\x10InferenceService\x12O\n\x08\x43omplete\x12 .llmmesh.edge.v1.CompleteRequest\x1a!.llmmesh.edge.v1.CompleteResponse\x12\x63\n\x0eStreamComplete\x12&.llmmesh.edge.v1.StreamCompleteRequest\x1a\'.llmmesh.edge.v1.StreamCompleteResponse0\x01\x12[\n\x0cGiveFeedback\x12$.llmmesh.edge.v1.GiveFeedbackRequest\x1a%.llmmesh.edge.v1.GiveFeedbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmmesh.edge.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=1936
-  _globals['_OUTCOME']._serialized_end=2080
+  _globals['_OUTCOME']._serialized_start=2013
+  _globals['_OUTCOME']._serialized_end=2157
   _globals['_CACHECONTROL']._serialized_start=146
   _globals['_CACHECONTROL']._serialized_end=346
   _globals['_COMPLETEREQUEST']._serialized_start=349
-  _globals['_COMPLETEREQUEST']._serialized_end=564
-  _globals['_RECEIPT']._serialized_start=567
-  _globals['_RECEIPT']._serialized_end=923
-  _globals['_COMPLETERESPONSE']._serialized_start=926
-  _globals['_COMPLETERESPONSE']._serialized_end=1095
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=1098
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=1319
-  _globals['_STARTED']._serialized_start=1321
-  _globals['_STARTED']._serialized_end=1382
-  _globals['_FINISHED']._serialized_start=1385
-  _globals['_FINISHED']._serialized_end=1565
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=1568
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=1762
-  _globals['_GIVEFEEDBACKREQUEST']._serialized_start=1764
-  _globals['_GIVEFEEDBACKREQUEST']._serialized_end=1883
-  _globals['_GIVEFEEDBACKRESPONSE']._serialized_start=1885
-  _globals['_GIVEFEEDBACKRESPONSE']._serialized_end=1933
-  _globals['_INFERENCESERVICE']._serialized_start=2083
-  _globals['_INFERENCESERVICE']._serialized_end=2376
+  _globals['_COMPLETEREQUEST']._serialized_end=584
+  _globals['_RECEIPT']._serialized_start=587
+  _globals['_RECEIPT']._serialized_end=980
+  _globals['_COMPLETERESPONSE']._serialized_start=983
+  _globals['_COMPLETERESPONSE']._serialized_end=1152
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=1155
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=1396
+  _globals['_STARTED']._serialized_start=1398
+  _globals['_STARTED']._serialized_end=1459
+  _globals['_FINISHED']._serialized_start=1462
+  _globals['_FINISHED']._serialized_end=1642
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=1645
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=1839
+  _globals['_GIVEFEEDBACKREQUEST']._serialized_start=1841
+  _globals['_GIVEFEEDBACKREQUEST']._serialized_end=1960
+  _globals['_GIVEFEEDBACKRESPONSE']._serialized_start=1962
+  _globals['_GIVEFEEDBACKRESPONSE']._serialized_end=2010
+  _globals['_INFERENCESERVICE']._serialized_start=2160
+  _globals['_INFERENCESERVICE']._serialized_end=2453
 # @@protoc_insertion_point(module_scope)

@@ -114,6 +114,7 @@ class CompleteRequest(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"auto" (the policy chooses), a tier, or a model; each may end in ":floor" (cheapest), ":nitro" (fastest)
     or ":balanced". Empty means "auto".
@@ -124,6 +125,8 @@ class CompleteRequest(_message.Message):
     """The calling endpoint, for the ledger: at most 64 of a-z A-Z 0-9 . _ - /"""
     user: _builtins.str
     """The end user, for the ledger and user-specific answers: at most 128 characters."""
+    kind: _builtins.str
+    """The kind of query, for the ledger: at most 64 of a-z A-Z 0-9 . _ - /. Empty lets the edge name it."""
     @_builtins.property
     def chat(self) -> _chat_pb2.Chat:
         """The question. Required."""
@@ -141,10 +144,11 @@ class CompleteRequest(_message.Message):
         endpoint: _builtins.str = ...,
         user: _builtins.str = ...,
         cache: Global___CacheControl | None = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "chat", b"chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "chat", b"chat", "endpoint", b"endpoint", "model", b"model", "namespace", b"namespace", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "chat", b"chat", "endpoint", b"endpoint", "kind", b"kind", "model", b"model", "namespace", b"namespace", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -166,6 +170,7 @@ class Receipt(_message.Message):
     CACHE_REASON_FIELD_NUMBER: _builtins.int
     ROUTE_REASON_FIELD_NUMBER: _builtins.int
     ENTRY_ID_FIELD_NUMBER: _builtins.int
+    BUDGET_NOTICE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id."""
     outcome: Global___Outcome.ValueType
@@ -182,6 +187,8 @@ class Receipt(_message.Message):
     """What the router decided, in words."""
     entry_id: _builtins.str
     """Entry that was served or written."""
+    budget_notice: _builtins.str
+    """Why a cheaper tier answered, in words, where a soft budget is used up; empty otherwise."""
     @_builtins.property
     def bill(self) -> _usage_pb2.Bill:
         """The money. On a stream's Started: not known yet, unset."""
@@ -203,10 +210,11 @@ class Receipt(_message.Message):
         cache_reason: _builtins.str = ...,
         route_reason: _builtins.str = ...,
         entry_id: _builtins.str = ...,
+        budget_notice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "bill", b"bill", "similarity", b"similarity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "bill", b"bill", "cache_reason", b"cache_reason", "degraded", b"degraded", "entry_id", b"entry_id", "model", b"model", "outcome", b"outcome", "request_id", b"request_id", "route_reason", b"route_reason", "similarity", b"similarity", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "bill", b"bill", "budget_notice", b"budget_notice", "cache_reason", b"cache_reason", "degraded", b"degraded", "entry_id", b"entry_id", "model", b"model", "outcome", b"outcome", "request_id", b"request_id", "route_reason", b"route_reason", "similarity", b"similarity", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__similarity: _TypeAlias = _typing.Literal["similarity"]  # noqa: Y015
     _WhichOneofArgType__similarity: _TypeAlias = _typing.Literal["_similarity", b"_similarity"]  # noqa: Y015
@@ -262,6 +270,7 @@ class StreamCompleteRequest(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """As in CompleteRequest."""
     namespace: _builtins.str
@@ -269,6 +278,8 @@ class StreamCompleteRequest(_message.Message):
     endpoint: _builtins.str
     """As in CompleteRequest."""
     user: _builtins.str
+    """As in CompleteRequest."""
+    kind: _builtins.str
     """As in CompleteRequest."""
     @_builtins.property
     def chat(self) -> _chat_pb2.Chat:
@@ -287,10 +298,11 @@ class StreamCompleteRequest(_message.Message):
         endpoint: _builtins.str = ...,
         user: _builtins.str = ...,
         cache: Global___CacheControl | None = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "chat", b"chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "chat", b"chat", "endpoint", b"endpoint", "model", b"model", "namespace", b"namespace", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "chat", b"chat", "endpoint", b"endpoint", "kind", b"kind", "model", b"model", "namespace", b"namespace", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""`llmmesh keys`: who may ask the mesh."""
