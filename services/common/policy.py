@@ -3,6 +3,7 @@
 Unknown fields, unknown models and missing prices are errors at start that name file and line.
 """
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -78,6 +79,9 @@ class CachePolicy(_Strict):
     )
     allow_cross_language: bool = Field(False, description="An answer may serve a question in another language.")
     store_tool_calls: bool = Field(False, description="Answers that call tools may be stored.")
+    review: bool = Field(
+        True, description="Keep the last semantic hits and near misses, with both questions, for people to look through."
+    )
 
 
 class CompressionPolicy(_Strict):
@@ -96,10 +100,44 @@ class ResiliencePolicy(_Strict):
     )
 
 
-class BudgetPolicy(_Strict):
-    """What a tenant may spend."""
+class BudgetPeriod(StrEnum):
+    """How long a budget lasts, in UTC."""
 
-    usd_per_day: float | None = Field(None, gt=0, description="Hard limit per UTC day in dollars; unset means none.")
+    DAY = "day"
+    MONTH = "month"
+
+
+class BudgetMode(StrEnum):
+    """What happens when a budget is used up."""
+
+    HARD = "hard"
+    SOFT = "soft"
+
+
+class BudgetPolicy(_Strict):
+    """A spending limit. It holds within a tenant, for all requests or for those of an endpoint, user or namespace."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="How receipts and tables call it.")
+    tenant: str = Field(
+        "*", min_length=1, description='The tenant that it is for; "*" gives every tenant one of its own.'
+    )
+    endpoint: str | None = Field(
+        None,
+        min_length=1,
+        description='The endpoint that it is for; "*" gives each one of its own; unset: all share it.',
+    )
+    user: str | None = Field(None, min_length=1, description="The user that it is for, likewise.")
+    namespace: str | None = Field(None, min_length=1, description="The namespace that it is for, likewise.")
+    period: BudgetPeriod = Field(description="When it begins anew: day or month, at midnight UTC.")
+    # The sums of a window stay exact in Redis's scripts up to 2^53 nano-USD.
+    usd: float = Field(ge=1e-6, le=9_000_000, description="The limit in dollars.")
+    mode: BudgetMode = Field(
+        BudgetMode.HARD,
+        description="When it is used up, hard refuses requests that need a model, soft sends them to a cheaper tier.",
+    )
+    degrade_to: str | None = Field(
+        None, description="That tier of a soft budget; unset means the one whose preferred model is the cheapest."
+    )
 
 
 class RecordPolicy(_Strict):
@@ -121,7 +159,6 @@ class NamespacePolicy(_Strict):
     cache: CachePolicy = Field(default_factory=CachePolicy)
     compression: CompressionPolicy = Field(default_factory=CompressionPolicy)
     resilience: ResiliencePolicy = Field(default_factory=ResiliencePolicy)
-    budget: BudgetPolicy = Field(default_factory=BudgetPolicy)
     record: RecordPolicy = Field(default_factory=RecordPolicy)
     default_tier: str = Field("medium", description="Tier when the router is down.")
 
@@ -142,6 +179,7 @@ class Policy(_Strict):
     tiers: dict[str, TierPolicy] = Field(min_length=1)
     ttl_classes: dict[TtlClass, Seconds] = Field(default_factory=dict)
     namespaces: dict[str, NamespacePolicy] = Field(default_factory=lambda: {"default": NamespacePolicy()})
+    budgets: tuple[BudgetPolicy, ...] = ()
 
     @classmethod
     def load(cls, path: Path, prices: PriceBook) -> "Policy":
@@ -166,9 +204,35 @@ class Policy(_Strict):
         if prices.rates(policy.baseline) is None:
             line = find_line(path, "baseline")
             problems.append(f"{path}:{line}: baseline: no price is known for model {policy.baseline!r}")
+        for index, (field, problem) in policy._budget_problems():
+            line = find_line(path, "budgets", index, field)
+            problems.append(f"{path}:{line}: budgets.{index}.{field}: {problem}")
         if problems:
             raise ConfigError("\n".join(problems))
         return policy
+
+    def _budget_problems(self) -> Iterator[tuple[int, tuple[str, str]]]:
+        """What is wrong with budgets beyond their form: index, field and what."""
+        names: set[str] = set()
+        for index, budget in enumerate(self.budgets):
+            if budget.name in names:
+                yield index, ("name", f"another budget is named {budget.name!r}")
+            names.add(budget.name)
+            if budget.namespace not in (None, "*", *self.namespaces):
+                yield index, ("namespace", f"no namespace is named {budget.namespace!r}")
+            if budget.degrade_to is not None and budget.mode is BudgetMode.HARD:
+                yield index, ("degrade_to", "a hard budget refuses; only a soft one degrades")
+            elif budget.degrade_to not in (None, *self.tiers):
+                yield index, ("degrade_to", f"no tier is named {budget.degrade_to!r}")
+
+    def cheapest_tier(self, prices: PriceBook) -> str:
+        """The tier whose preferred model is the cheapest, for a prompt and an answer of the same length."""
+
+        def cost(tier: str) -> int:
+            rates = prices.rates(self.tiers[tier].candidates[0])
+            return rates.input + rates.output if rates else 0  # all have a price: load() saw to it
+
+        return min(self.tiers, key=cost)
 
     def namespace(self, name: str) -> NamespacePolicy | None:
         """Rules of a namespace; empty means "default"; None when the policy does not have it."""

@@ -22,12 +22,13 @@ from services.cache.domain.lookup import SemanticCache
 from services.cache.domain.paraphrases import Paraphrases
 from services.cache.domain.ports import Alias, Body, CacheRules, Header, Note
 from services.cache.domain.quality import HEARSAY_KEPT, Quality
+from services.cache.domain.reviews import Reviews
 from services.cache.domain.signals import FEATURES
 from services.cache.servicer import CacheServicer
 from services.common.clock import SystemClock
 from services.common.runtime import Service
 from services.common.testing import serve
-from tests.cache_memory import CALIBRATION, VERIFIED_MODEL, ScriptedVerifier, priced
+from tests.cache_memory import CALIBRATION, VERIFIED_MODEL, MemoryReviews, ScriptedVerifier, priced
 
 pytest.importorskip("qdrant_edge", reason="the embedded Qdrant needs qdrant-edge-py")
 
@@ -100,6 +101,7 @@ class Parts:
         self.clock, self.verifier = JumpyClock(), ScriptedVerifier()
         self.verifier.chances[STORED] = 0.999
         self.quality = Quality(CALIBRATION, self.clock)
+        self.reviews = Reviews(bodies, MemoryReviews(), self.clock, answer_text)
         later = Later()
         paraphrases = Paraphrases(
             bodies,
@@ -109,10 +111,13 @@ class Parts:
             later,
             prices=priced,
             answer_text=answer_text,
+            reviews=self.reviews,
             verifier=self.verifier,
         )
-        self.cache = SemanticCache(bodies, vectors, paraphrases, self.quality, self.clock, later, priced)
-        self.learning = Learning(bodies, self.quality, bodies, answer_text=answer_text, stale=lambda *heard: None)
+        self.cache = SemanticCache(bodies, vectors, paraphrases, self.quality, self.clock, later, priced, self.reviews)
+        self.learning = Learning(
+            bodies, self.quality, bodies, answer_text=answer_text, stale=lambda *heard: None, reviews=self.reviews
+        )
 
 
 def request(text: str, *, at=None, model_id=VERIFIED_MODEL, request_id="", tenant="acme", **more):
@@ -139,7 +144,7 @@ async def replica(redis_port: int, qdrant_port: int):
             open_qdrant(f"127.0.0.1:{qdrant_port}", api_key=None, tls=False, prefix="llmmesh-", timeout=5)
         )
         parts = Parts(bodies, vectors)
-        servicer = CacheServicer(parts.cache, parts.learning, {"default": RULES}, {})
+        servicer = CacheServicer(parts.cache, parts.learning, parts.reviews, {"default": RULES}, {})
         service = Service(SERVICE, servicer, cache_pb2_grpc.add_CacheServiceServicer_to_server)
         async with serve([service]) as channel:
             yield Cache(cache_pb2_grpc.CacheServiceStub(channel), parts)
@@ -347,7 +352,7 @@ async def test_every_record_is_read_as_it_was_written(cache, redis):
     for note in (Note("e" * 64), Note("e" * 64, "default", lesson)):
         bodies.note_answer("acme", "r", note)
         assert await bodies.answered("acme", "r") == note
-    header = Header("q", "default", "m", 8, ("t",), "r", per_user=False, cost=5)
+    header = Header("q", "default", "m", 8, ("t",), "r", per_user=False, cost=5, answer="d" * 16)
     await bodies.put("acme", "f" * 64, Body(b"p", 1.0, None, b""), header)
     _, (body,) = await bodies.fetch("acme", "default", ["f" * 64])
     assert isinstance(body, Body)
@@ -363,6 +368,12 @@ async def test_every_record_is_read_as_it_was_written(cache, redis):
     assert (candidate.right, candidate.wrong, candidate.blocked) == (2, 1, True)
     _, (elsewhere,) = await bodies.candidates("acme", "n", "other", ["f" * 64])
     assert not elsewhere.blocked
+    assert candidate.group == ""
+    await bodies.join("acme", "a" * 64, "f" * 64, "d" * 16)
+    await bodies.join("acme", "b" * 64, "a" * 64, "other")  # the known one has joined already
+    _, joined = await bodies.candidates("acme", "n", "k", ["a" * 64, "b" * 64, "f" * 64])
+    assert [one.group for one in joined] == ["d" * 16, "d" * 16, ""]
+    assert await redis.ttl("{acme}:g:" + "b" * 64) > 0
 
 
 @pytest.mark.parametrize("value", [b"", b"\x02", b"\x02[]", b"\x02{}", b"\x02null", b"\x01short", b"\x07other"])

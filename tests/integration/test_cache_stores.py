@@ -18,8 +18,10 @@ import redis.asyncio
 from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
 from llmmesh.common.v1 import caller_pb2, chat_pb2, vector_pb2
 from llmmesh.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from services.cache.adapters.redis_reviews import open_reviews
 from services.cache.app import build
 from services.cache.domain.calibration import Calibration
+from services.cache.domain.reviews import Kind, Review, Standing, Waiting
 from services.cache.settings import CacheSettings
 from services.cli.embedded.redis_server import redis_command
 from services.common.runtime import Service, make_server
@@ -191,8 +193,9 @@ async def test_every_key_begins_with_the_tenant_and_entries_expire_on_their_own(
     stored = await cache.store(at=0.0, tags=["prices"], request_id="r1", ttl_class=cache_pb2.TTL_CLASS_REALTIME)
     entry = f"{{acme}}:e:{stored.entry_id}"
     async with cache.redis() as client:
-        counters = "{acme}:q:default"
-        keys = {key.decode() for key in await client.keys("*")} - {counters}
+        # Counted and kept for review, once a second.
+        later = {"{acme}:q:default", "{acme}:n", "{acme}:w:default", "{acme}:wt:default"}
+        keys = {key.decode() for key in await client.keys("*")} - later
         assert keys == {entry, "{acme}:t:default:prices", "{acme}:r:r1"}
         expires = await client.pexpiretime(entry)
         for _ in range(3):
@@ -396,3 +399,50 @@ async def test_odd_text_is_stored_and_found(cache):
     for text in ("nul \x00 inside", "\u202eright to left", "🙂" * 100, "e\u0301", "a" * 100_000):
         await cache.store(text, at=0.0)
         assert await cache.outcome(text, at=0.0) == "EXACT_HIT"
+
+
+async def reviews_of(cache, tenant: str = "acme", **more) -> list[cache_pb2.Review]:
+    request = cache_pb2.ListReviewsRequest(caller=caller_pb2.Caller(tenant=tenant), **more)
+    return list((await cache.stub.ListReviews(request)).reviews)
+
+
+async def test_reviews_are_written_beside_the_calls_expire_and_outlive_the_replica(redis_server, qdrant_server):
+    async with running(redis_server.port, qdrant_server.port, quality_seconds=60) as cache:
+        await cache.store(at=0.0)
+        await cache.lookup("how can i reset my password", at=0.1, request_id="r1")
+        async with cache.redis() as client:
+            assert await client.exists("{acme}:w:default") == 0
+    async with running(redis_server.port, qdrant_server.port) as cache:
+        (review,) = await reviews_of(cache)
+        assert (review.asked, review.request_id) == ("how can i reset my password", "r1")
+        assert review.answer == "answer to How do I reset my password?"
+        assert await reviews_of(cache, "other") == []
+        word = cache_pb2.FeedbackRequest(caller=caller_pb2.Caller(tenant="acme"), request_id="r1", right=False)
+        assert (await cache.stub.Feedback(word)).counted
+        (review,) = await reviews_of(cache, unsettled_only=True)
+        assert review.verdict == cache_pb2.REVIEW_VERDICT_WRONG
+        async with cache.redis() as client:
+            for key in ("{acme}:w:default", "{acme}:wt:default"):
+                assert 0 < await client.ttl(key) <= 7 * 86_400
+            assert await client.smembers("{acme}:n") == {b"default"}
+            assert await client.ttl("{acme}:n") == -1
+
+
+async def test_the_newest_five_hundred_reviews_of_seven_days_are_kept(redis_server):
+    day = 86_400.0
+    pairs = {
+        f"p{i}": Review(Kind.HIT, i * 60.0, 1.0, f"r{i}", "e", "asked", "stored", 0.9, None, "served")
+        for i in range(600)
+    }
+    settled = dict.fromkeys(["p0", "p599", "gone"], Standing.WRONG)
+    async with open_reviews(f"redis://127.0.0.1:{redis_server.port}/0", timeout=5) as store:
+        await store.put("acme", "default", Waiting(pairs, settled), now=6 * day)
+        kept = dict(await store.all("acme", "default"))
+        assert set(kept) == {f"p{i}" for i in range(100, 600)}
+        assert {pair for pair, review in kept.items() if review.standing is Standing.WRONG} == {"p599"}
+        await store.put("acme", "default", Waiting({}, {"p599": Standing.RIGHT}), now=7 * day + 590 * 60)
+        kept = dict(await store.all("acme", "default"))
+        assert set(kept) == {f"p{i}" for i in range(590, 600)}
+        assert kept["p599"].standing is Standing.WRONG
+        async with redis.asyncio.Redis(port=redis_server.port) as client:
+            assert await client.hlen("{acme}:w:default") == 11

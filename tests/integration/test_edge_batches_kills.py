@@ -44,7 +44,7 @@ from services.edge.domain.ledger import sum_rollups
 from services.provider.app import build
 from services.provider.settings import ProviderSettings
 from tests.integration.batch_edge import item_steps, work
-from tests.unit.edge.fakes import EMBED_COST, ROUTE_COST, VERIFIER_COST, World
+from tests.unit.edge.fakes import EMBED_COST, ROUTE_COST, VERIFIER_COST, NoLimits, World
 from tests.vendors.batches import BatchScript
 from tests.vendors.openai_batch_like import OpenAIBatchLike
 from tests.vendors.openai_like import Script
@@ -116,7 +116,7 @@ async def edge(redis: Redis, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
     path = tmp_path / "keys.json"
     path.write_text(json.dumps({hash_key("k-1"): {"tenant": "acme"}, hash_key("k-2"): {"tenant": "volta"}}))
     rules_of = item_steps(World())._steps.rules_of
-    servicer = BatchServicer(RedisBatches(redis), KeyFile(path), SystemClock(), rules_of, lambda: None)
+    servicer = BatchServicer(RedisBatches(redis), KeyFile(path), NoLimits(), SystemClock(), rules_of, lambda: None)
     service = Service("llmmesh.edge.v1.BatchService", servicer, batch_pb2_grpc.add_BatchServiceServicer_to_server)
     async with serve([service]) as channel:
         yield channel

@@ -128,7 +128,7 @@ async def test_plans_and_submissions_come_back(store):
     first = Submission(
         "s1", Mode.VENDOR, "a", "v", ("a", "b"), (0, 2), NOW, NOW, NOW + 1, "vb", failures_of={2: failure}
     )
-    second = Submission("s0", Mode.RUN, "a", "v", ("a",), (1,), NOW + 1)
+    second = Submission("s0", Mode.RUN, "a", "v", ("a",), (1,), NOW + 1, windows=("all:2026-03-01", "month:2026-03"))
     await store.save_submission(hold, second)
     await store.save_submission(hold, first)
     work = await store.work(hold)

@@ -444,6 +444,7 @@ def _submission(raw: bytes) -> Submission:
             "mode": Mode(fields["mode"]),
             "candidates": tuple(fields["candidates"]),
             "items": tuple(fields["items"]),
+            "windows": tuple(fields.get("windows", ())),
             "failures_of": {failure.index: failure for failure in failures},
         }
     )

@@ -118,7 +118,7 @@ class Plan:
     """How a missed item goes on, and what was found out and spent about it until then.
 
     `chat` is what is sent, None where it is the question's own; `sent_tokens` our estimate of its prompt. `bound` is the most
-    that it may cost, in nano-USD. `size` is about its size on the wire, in bytes.
+    that it may cost, in nano-USD. `size` is about its size on the wire, in bytes. `budget_notice` and `lesser` as in Trip.
     """
 
     outcome: str
@@ -137,6 +137,8 @@ class Plan:
     namespace_version: int | None = None
     vector: Vector | None = None
     lesson: bytes = b""
+    budget_notice: str = ""
+    lesser: bool = False
 
     def trip(self, question: Question, rules: NamespaceRules, record_id: str) -> Trip:
         """The item's trip where it was left."""
@@ -154,6 +156,8 @@ class Plan:
             route=Route(self.candidates, self.tier, self.reason),
             namespace_version=self.namespace_version,
             removed_tokens=self.removed_tokens,
+            budget_notice=self.budget_notice,
+            lesser=self.lesser,
         )
 
 
@@ -171,7 +175,7 @@ class Submission:
     `made` is when it was put together, `begun_at` when somebody was about to send it first; the vendor is not to hear of it after
     `not_after`. It is `sent` from then on; until it has `vendor_batch_id` nobody knows whether it arrived. `failures` counts what
     went wrong since the last progress. When it has `ended`, `why` says how. `failures_of` holds, by item, what went wrong with
-    those without an answer, and what that cost in all.
+    those without an answer, and what that cost in all. `windows` names those of the budgets in which it has reserved.
     """
 
     id: str
@@ -192,6 +196,7 @@ class Submission:
     ended: bool = False
     why: str = ""
     failures_of: Mapping[int, "ItemFailure"] = field(default_factory=dict)
+    windows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +237,10 @@ class Work:
                 found |= dict.fromkeys(submission.items, missing)
                 found |= {index: (f.reason, f.message) for index, f in submission.failures_of.items()}
         return found
+
+    def windows(self) -> dict[int, tuple[str, ...]]:
+        """By item, in which windows of budgets the last submission that it was in has reserved."""
+        return {index: submission.windows for submission in self.submissions for index in submission.items}
 
     def wasted(self) -> dict[int, list[tuple[str, int]]]:
         """By item, (model, nano-USD) of what was spent on it without an answer."""

@@ -1,16 +1,18 @@
 """The walk's steps for items of batches: the same ones, taken apart where an answer takes hours."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from services.common.chat import Chat, TextPart
 from services.common.errors import MeshError, NotReady, of_reason
 from services.common.tokens import estimate_chat_tokens
 from services.edge.domain.batch import CANCELLED, Batch, BatchItem, ItemAnswer, Outcome, Plan
+from services.edge.domain.budgets import Window, notice
 from services.edge.domain.ledger import Spool, UsageRecord
-from services.edge.domain.steps import BUDGETED_OUTPUT_TOKENS, Steps
-from services.edge.domain.trip import NamespaceRules, Trip
+from services.edge.domain.ports import Route
+from services.edge.domain.steps import Steps, bounded
+from services.edge.domain.trip import Trip
 
 _PLACE = 128  # bytes, about, for what stands around a text
 
@@ -45,16 +47,31 @@ class ItemSteps:
         self._steps = steps
         self._records = records
 
-    def budgeted(self, batch: Batch) -> bool:
-        """Whether its namespace has a budget. Raises InvalidInput for a namespace that the policy lacks (any more)."""
-        return self._steps.rules_of(batch.namespace).budgeted
+    def windows(self, batch: Batch) -> tuple[Window, ...]:
+        """The budgets that its items count against now."""
+        return self._steps.windows(batch)
+
+    def degrade(self, item: BatchItem, plan: Plan, overdrawn: Sequence[Window]) -> Plan:
+        """How an item goes on where soft budgets are used up."""
+        chat = plan.chat or item.chat
+        asked = Route(plan.candidates, plan.tier, plan.reason)
+        gets = self._steps.degrade(asked, overdrawn, chat, plan.sent_tokens)
+        return replace(
+            plan,
+            candidates=gets.candidates,
+            tier=gets.tier,
+            reason=gets.reason,
+            bound=self._steps.upper_bound(gets.candidates, chat, plan.sent_tokens),
+            budget_notice=notice(overdrawn, asked, gets),
+            lesser=plan.lesser or gets != asked,
+        )
 
     async def look_up(self, batch: Batch, index: int, item: BatchItem, *, patient: bool) -> Outcome | Plan:
         """The end of an item that the cache answers, else how it goes on.
 
         Raises MeshError; with `patient` also NotReady where a normal request would go on without a service.
         """
-        rules = self._rules(batch)
+        rules = self._steps.rules_of(batch.namespace)
         trip = Trip(batch.question(index, item), rules, batch.record_id(index))
         found = await self._steps.find_exact(trip) or await self._steps.find_semantic(trip)
         if found is not None and found.answer is not None:
@@ -62,18 +79,19 @@ class ItemSteps:
             usage, receipt = self._steps.settle_hit(trip, found)
             return Outcome(index, item.custom_id, self._record(trip), receipt, found.answer, usage)
         _insist(trip, patient)
-        route, chat = await self._steps.plan(trip)
+        # A batch reserves for many items at once, not for each.
+        route, chat = await self._steps.plan(trip, reserve=False)
         _insist(trip, patient)
-        if self.budgeted(batch) and chat.sampling.max_output_tokens is None:
-            # A reservation is a bound only when the answer has one.
-            chat = replace(chat, sampling=replace(chat.sampling, max_output_tokens=BUDGETED_OUTPUT_TOKENS))
+        if self.windows(batch):
+            chat = bounded(chat)
+        tokens = estimate_chat_tokens(chat)
         return Plan(
             trip.outcome,
             route.candidates,
             route.tier,
             route.reason,
-            estimate_chat_tokens(chat),
-            self._steps.upper_bound(route, chat),
+            tokens,
+            self._steps.upper_bound(route.candidates, chat, tokens),
             _size(chat),
             None if chat is item.chat else chat,
             tuple(trip.overhead),
@@ -87,10 +105,19 @@ class ItemSteps:
         )
 
     async def answered(
-        self, batch: Batch, item: BatchItem, plan: Plan, result: ItemAnswer, wasted: Iterable[tuple[str, int]]
+        self,
+        batch: Batch,
+        item: BatchItem,
+        plan: Plan,
+        result: ItemAnswer,
+        wasted: Iterable[tuple[str, int]],
+        windows: tuple[str, ...],
     ) -> Outcome:
-        """The end of an item that a model answered, stored in the cache. `wasted` is what earlier tries cost."""
-        trip = self._trip(batch, result.index, item, plan, wasted)
+        """The end of an item that a model answered, stored in the cache. `wasted` is what earlier tries cost.
+
+        `windows` names the budgets in which money was set aside for it.
+        """
+        trip = self._trip(batch, result.index, item, plan, wasted, windows)
         self._records.wait_for(trip.record_id)
         done = await self._steps.settle_answer(trip, result.answer, result.usage, result.charge, result.model)
         return Outcome(result.index, item.custom_id, self._record(trip), done.receipt, done.answer, done.usage)
@@ -103,31 +130,35 @@ class ItemSteps:
         plan: Plan | None,
         error: tuple[str, str],
         wasted: Iterable[tuple[str, int]],
+        windows: tuple[str, ...] = (),
     ) -> Outcome:
         """The end of an item without an answer: `error` is reason and message."""
-        trip = self._trip(batch, index, item, plan, wasted)
+        trip = self._trip(batch, index, item, plan, wasted, windows)
         self._records.wait_for(trip.record_id)
         await self._steps.settle_failure(trip, _raised(*error))
         record = self._record(trip)
         return Outcome(index, item.custom_id, record, trip.receipt("", trip.tier, record.bill), error=error)
 
     def _trip(
-        self, batch: Batch, index: int, item: BatchItem, plan: Plan | None, wasted: Iterable[tuple[str, int]]
+        self,
+        batch: Batch,
+        index: int,
+        item: BatchItem,
+        plan: Plan | None,
+        wasted: Iterable[tuple[str, int]],
+        windows: tuple[str, ...],
     ) -> Trip:
         question, record_id = batch.question(index, item), batch.record_id(index)
         try:
-            rules = self._rules(batch)
+            rules = self._steps.rules_of(batch.namespace)
         except MeshError:  # the namespace is gone since: nothing is stored in it
             question = replace(question, control=replace(question.control, no_store=True))
             rules = self._steps.rules_of("default")
         trip = plan.trip(question, rules, record_id) if plan else Trip(question, rules, record_id)
         for model, cost in wasted:
             trip.spend("provider", model, cost)
+        trip.windows = windows
         return trip
-
-    def _rules(self, batch: Batch) -> NamespaceRules:
-        # A batch reserves for many items at once, not for each.
-        return replace(self._steps.rules_of(batch.namespace), budgeted=False)
 
     def _record(self, trip: Trip) -> UsageRecord:
         record = self._records.take(trip.record_id)

@@ -53,8 +53,8 @@ from services.edge.domain.batch import (
     groups,
 )
 from services.edge.domain.batch_items import ItemSteps
+from services.edge.domain.budgets import Budgets, Window
 from services.edge.domain.ledger import Ledger
-from services.edge.domain.ports import Budgets
 
 LOOKUPS = 8  # items that are looked up at once
 CHUNK = 32  # items between two writes
@@ -321,31 +321,68 @@ class BatchWorker:
         models = await self._provider.models()
         plans = await self._store.plans(held.ref, rest)
         for candidates, members in groups(rest, plans):
-            model = choose(candidates, models)
-            if model is None:
-                names = " or ".join(candidates)
-                await self._fail(held, work, dict.fromkeys(members, ("UNKNOWN_MODEL", f"no vendor serves {names}")))
-                continue
-            await self._make_submission(held, work, model, candidates, {index: plans[index] for index in members})
+            await self._make_submission(held, work, models, candidates, {index: plans[index] for index in members})
 
     async def _make_submission(
-        self, held: Held, work: Work, model: BatchModel, candidates: tuple[str, ...], plans: dict[int, Plan]
+        self,
+        held: Held,
+        work: Work,
+        models: Sequence[BatchModel],
+        candidates: tuple[str, ...],
+        plans: dict[int, Plan],
+        *,
+        past_soft: bool = False,
     ) -> None:
-        batch, now = work.batch, self._clock.now()
+        """Puts items of the same candidates together; of cheaper ones where soft budgets are used up."""
+        batch = work.batch
+        model = choose(candidates, models)
+        if model is None:
+            names = " or ".join(candidates)
+            await self._fail(held, work, dict.fromkeys(plans, ("UNKNOWN_MODEL", f"no vendor serves {names}")))
+            return
+        windows = self._items.windows(batch)
         submission = Submission(
-            uuid.uuid4().hex[:24], model.mode, model.model, model.vendor, candidates, tuple(plans), now
+            uuid.uuid4().hex[:24],
+            model.mode,
+            model.model,
+            model.vendor,
+            candidates,
+            tuple(plans),
+            self._clock.now(),
+            windows=tuple(window.name for window in windows),
         )
-        if self._items.budgeted(batch):
-            bound = sum(plan.bound for plan in plans.values())
+        if windows:
+            bound = sum(plan.bound + sum(item.cost for item in plan.overhead) for plan in plans.values())
             lasts = WINDOW_S + self._pace.overtime_s
+            name = _reservation(batch, submission)
             try:
-                await self._budgets.reserve(
-                    batch.tenant, batch.namespace, bound, _reservation(batch, submission), for_s=lasts
+                overdrawn = await self._budgets.reserve(
+                    batch.tenant, windows, bound, name, past_soft=past_soft, for_s=lasts
                 )
             except BudgetExceeded as error:
                 await self._fail(held, work, dict.fromkeys(plans, (error.reason, error.message)))
                 return
+            if overdrawn:
+                await self._make_cheaper(held, work, models, plans, overdrawn)
+                return
         await self._store.save_submission(held, submission)
+
+    async def _make_cheaper(
+        self,
+        held: Held,
+        work: Work,
+        models: Sequence[BatchModel],
+        plans: dict[int, Plan],
+        overdrawn: Sequence[Window],
+    ) -> None:
+        """Submissions to the cheaper tier that soft budgets ask for."""
+        items = await self._store.items(held.ref, list(plans))
+        cheaper = {index: self._items.degrade(items[index], plan, overdrawn) for index, plan in plans.items()}
+        await self._store.save_plans(held, cheaper)
+        self._on_degraded("budget", BudgetExceeded(next(iter(cheaper.values())).budget_notice))
+        for candidates, members in groups(list(cheaper), cheaper):
+            some = {index: cheaper[index] for index in members}
+            await self._make_submission(held, work, models, candidates, some, past_soft=True)
 
     async def _stop(self, held: Held, work: Work, error: tuple[str, str]) -> None:
         """Ends what no vendor has."""
@@ -518,10 +555,15 @@ class BatchWorker:
         if not results:
             return
         items = await self._store.items(held.ref, [result.index for result in results])
-        wasted = work.wasted()
+        wasted, windows = work.wasted(), work.windows()
         outcomes = [
             await self._items.answered(
-                work.batch, items[result.index], plans[result.index], result, wasted.get(result.index, ())
+                work.batch,
+                items[result.index],
+                plans[result.index],
+                result,
+                wasted.get(result.index, ()),
+                windows.get(result.index, ()),
             )
             for result in results
         ]
@@ -531,7 +573,8 @@ class BatchWorker:
         self, held: Held, work: Work, errors: dict[int, tuple[str, str]], submission: Submission | None = None
     ) -> None:
         """Ends items without an answer. `submission` is the newer state of one of the work's."""
-        wasted = (replace_submission(work, submission) if submission else work).wasted()
+        work = replace_submission(work, submission) if submission else work
+        wasted, windows = work.wasted(), work.windows()
         indices = list(errors)
         for start in range(0, len(indices), CHUNK):
             some = indices[start : start + CHUNK]
@@ -539,7 +582,13 @@ class BatchWorker:
             plans = await self._store.plans(held.ref, some)
             outcomes = [
                 await self._items.failed(
-                    work.batch, index, items[index], plans.get(index), errors[index], wasted.get(index, ())
+                    work.batch,
+                    index,
+                    items[index],
+                    plans.get(index),
+                    errors[index],
+                    wasted.get(index, ()),
+                    windows.get(index, ()),
                 )
                 for index in some
             ]
@@ -549,7 +598,7 @@ class BatchWorker:
         """A submission brings nothing more."""
         await self._store.save_submission(held, replace(submission, ended=True, why=why))
         with suppress(MeshError):  # else it expires by itself
-            await self._budgets.release(batch.tenant, batch.namespace, _reservation(batch, submission))
+            await self._budgets.release(batch.tenant, submission.windows, _reservation(batch, submission))
 
     async def _end(self, held: Held, work: Work, stopping: tuple[str, str] | None) -> None:
         whole = work.batch.tally.answered == work.batch.total

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, aclosing, contextmanager, suppres
 
 from services.common.chat import AnswerBuilder, Delta, deltas_of
 from services.common.deadline import set_remaining
-from services.common.errors import FailedPrecondition, MeshError
+from services.common.errors import BudgetExceeded, FailedPrecondition, MeshError
 from services.edge.domain.flights import Delivered, Flight, Flights, Landing, Seat, StartedOver
 from services.edge.domain.ports import AnswerEnd, Lease, Leases
 from services.edge.domain.steps import Steps, plain
@@ -155,7 +155,11 @@ class Company:
             await self._steps.settle_failure(leader.trip, named)
             # What is wrong with this very question would be wrong with the next one's, too.
             heir = flight.pass_on(leader, named) if isinstance(named, MeshError) and named.retryable else None
-            if heir is None:
+            if isinstance(named, BudgetExceeded) and not flight.started_over:
+                # Each of the others has budgets of its own, by endpoint and user.
+                leader.error = named
+                self._flights.turn_back(flight)
+            elif heir is None:
                 leader.error = named
                 self._flights.fail(flight, named)
             else:
@@ -170,7 +174,8 @@ class Company:
             found = await self._steps.find_semantic(trip)
             if found is not None and found.answer is not None:
                 usage, receipt = self._steps.settle_hit(trip, found)
-                self._flights.turn_back(flight, leader, Completed(found.answer, usage, receipt))
+                leader.own = Completed(found.answer, usage, receipt)
+                self._flights.turn_back(flight)
                 return
         flight.holder = trip.record_id
         for _ in range(LEADERS):
@@ -200,7 +205,14 @@ class Company:
                 for piece in (Began(done.receipt), *deltas_of(done.answer)):
                     flight.add(piece)
             receipt = done.receipt
-            landing = Landing(done.answer, plain(trip, done.usage), receipt.model, receipt.tier, receipt.entry_id)
+            landing = Landing(
+                done.answer,
+                plain(trip, done.usage),
+                receipt.model,
+                receipt.tier,
+                receipt.entry_id,
+                receipt.budget_notice,
+            )
             turn.end(landing)
         finally:
             flight.lease = None

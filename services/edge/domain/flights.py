@@ -23,13 +23,17 @@ from services.edge.domain.trip import Began, Completed, Trip
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """A shared answer. `usage` is what it takes without our tricks; `entry_id` is empty when it was not stored."""
+    """A shared answer. `usage` is what it takes without our tricks; `entry_id` is empty when it was not stored.
+
+    `budget_notice` as in Receipt: whose soft budget it was does not matter to what was answered.
+    """
 
     answer: Answer
     usage: Usage
     model: str
     tier: str
     entry_id: str
+    budget_notice: str = ""
 
 
 class StartedOver:
@@ -227,9 +231,9 @@ class Flights:
         self._order.append(flight)
         self._sweep()
 
-    def turn_back(self, flight: Flight, leader: Seat, own: Completed) -> None:
-        """Nothing is generated: the leader found a stored answer, and the others can find it too."""
-        leader.own, flight.turned_back = own, True
+    def turn_back(self, flight: Flight) -> None:
+        """Nothing is generated: the leader found a stored answer, which the others can find too, or it had no money for one."""
+        flight.turned_back = True
         self._close(flight)
 
     def fail(self, flight: Flight, error: BaseException) -> None:

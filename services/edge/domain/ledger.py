@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 from services.common.money import Bill, CostItem, Savings, Usage
 
@@ -35,14 +35,17 @@ class RecordJson(TypedDict):
     items: list[tuple[str, str, int, bool]]
     unpriced: bool
     reservation: str
+    kind: NotRequired[str]
+    budgets: NotRequired[list[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRecord:
     """One request: who, what, tokens, money. `record_id` is the edge's own: a caller may repeat a request id.
 
-    `outcome` is exact_hit, semantic_hit, miss, bypass, canary, coalesced, shadow or error. `error` names the reason of an error,
+    `outcome` is exact_hit, semantic_hit, miss, bypass, canary, coalesced, embedding, shadow or error. `error` names the reason of an error,
     or of a shadow that failed. A shadow is the check of another request's answer: it costs, and is no request.
+    `budgets` names the budgets, each with its period, that the cost counts against, and that `reservation_id` is settled in.
     """
 
     record_id: str
@@ -59,6 +62,8 @@ class UsageRecord:
     bill: Bill
     error: str = ""
     reservation_id: str = ""
+    kind: str = ""
+    budgets: tuple[str, ...] = ()
 
     @property
     def hour(self) -> str:
@@ -95,6 +100,8 @@ class UsageRecord:
             "items": [(i.component, i.model, i.cost, i.overhead) for i in self.bill.items],
             "unpriced": self.bill.unpriced,
             "reservation": self.reservation_id,
+            "kind": self.kind,
+            "budgets": list(self.budgets),
         }
 
     @classmethod
@@ -130,6 +137,9 @@ class UsageRecord:
             ),
             line["error"],
             line["reservation"],
+            # Lines of an older version lack these.
+            line.get("kind", ""),
+            tuple(line.get("budgets", ())),
         )
 
 

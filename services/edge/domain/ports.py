@@ -8,8 +8,6 @@ from typing import Protocol
 from services.common.chat import Answer, Chat, Delta, FinishReason
 from services.common.money import Rates, Usage
 
-RESERVATION_S = 900.0  # a request that takes longer has been lost
-
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
@@ -259,24 +257,3 @@ class Provider(Protocol):
     def stream(
         self, question: Question, chat: Chat, candidates: Sequence[str], *, hedge: bool = False
     ) -> AsyncGenerator[StreamStarted | Delta | StreamFinished, None]: ...
-
-
-class Budgets(Protocol):
-    """Spending limits."""
-
-    async def reserve(
-        self, tenant: str, namespace: str, amount: int, reservation_id: str, for_s: float = RESERVATION_S
-    ) -> None:
-        """Sets `amount` nano-USD aside where the namespace has a limit, for `for_s` seconds at most. Raises BudgetExceeded.
-
-        The same reservation again takes the place of the first one.
-        """
-        ...
-
-    async def release(self, tenant: str, namespace: str, reservation_id: str) -> None:
-        """Gives a reservation back that led to no cost."""
-        ...
-
-    def settle(self, tenant: str, namespace: str, reservation_id: str, actual: int) -> None:
-        """Notes what a reservation came to. The ledger settles those in the shared store; this is for those made without it."""
-        ...

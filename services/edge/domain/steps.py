@@ -5,7 +5,7 @@ Any step but generate may fail: the walk goes on without it and says so in `degr
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeVar
@@ -24,11 +24,11 @@ from services.common.errors import (
 from services.common.money import Bill, Usage, price
 from services.common.tokens import estimate_chat_tokens, estimate_tokens
 from services.edge.domain.bill import answer_bill, failure_bill, hit_bill, shadow_bill
+from services.edge.domain.budgets import Budgets, Spender, Window, degraded, notice
 from services.edge.domain.flights import Landing
 from services.edge.domain.ledger import Spool, UsageRecord
 from services.edge.domain.lessons import CheckScope, Lessons
 from services.edge.domain.ports import (
-    Budgets,
     Cache,
     Charge,
     Compressor,
@@ -215,8 +215,8 @@ class Steps:
             return
         trip.spend(component, model, price(rates, usage))
 
-    async def plan(self, trip: Trip, *, compress: bool = True) -> tuple[Route, Chat]:
-        """Which models, which prompt, and the money for it set aside."""
+    async def plan(self, trip: Trip, *, compress: bool = True, reserve: bool = True) -> tuple[Route, Chat]:
+        """Which models, which prompt, and with `reserve` the money for it set aside."""
         question, rules = trip.question, trip.rules
         route = await self._try("router", trip, self._router.route(question, trip.vector))
         if route is None:
@@ -235,19 +235,12 @@ class Steps:
                 if shorter.applied:
                     chat = shorter.chat
                     trip.removed_tokens = max(shorter.original_tokens - shorter.kept_tokens, 0)
-        if rules.budgeted:
-            if chat.sampling.max_output_tokens is None:
-                # A reservation is a bound only when the answer has one.
-                chat = replace(chat, sampling=replace(chat.sampling, max_output_tokens=BUDGETED_OUTPUT_TOKENS))
+        windows = self.windows(question) if reserve else ()
+        if windows:
+            chat = bounded(chat)
             # Off the loop: counting a long prompt's tokens would hold up everybody else's answers.
-            bound = await asyncio.to_thread(self.upper_bound, route, chat)
-            # Whoever leaves while this runs may have reserved, so the reservation is named before it is made.
-            trip.reserved = True
-            try:
-                await self._budgets.reserve(question.tenant, question.namespace, bound, trip.record_id)
-            except BudgetExceeded:
-                trip.reserved = False
-                raise
+            tokens = await asyncio.to_thread(estimate_chat_tokens, chat)
+            route = trip.route = await self._reserve(trip, windows, route, chat, tokens)
         return route, chat
 
     def _default_route(self, trip: Trip) -> Route:
@@ -265,24 +258,66 @@ class Steps:
             return Route((name,), "", "router is down: the model was named")
         raise UnknownModel(f"no tier and no model is named {name!r}")
 
-    def upper_bound(self, route: Route, chat: Chat) -> int:
+    def windows(self, spender: Spender) -> tuple[Window, ...]:
+        """The budgets that the spender's costs count against now."""
+        return self._rules.budgets.windows(spender, self._clock.now())
+
+    async def _reserve(self, trip: Trip, windows: tuple[Window, ...], route: Route, chat: Chat, tokens: int) -> Route:
+        """The money set aside, and the route that it is for: a cheaper one where soft budgets are used up."""
+        tenant = trip.question.tenant
+        # Whoever leaves while this runs may have reserved, so the reservation is named before it is made.
+        trip.reserved, trip.windows = True, tuple(window.name for window in windows)
+        try:
+            so_far = sum(item.cost for item in trip.overhead)
+            models = 2 if trip.rules.hedge else 1  # of two that are asked, both are paid
+            bound = so_far + models * self.upper_bound(route.candidates, chat, tokens)
+            overdrawn = await self._budgets.reserve(tenant, windows, bound, trip.record_id)
+            if overdrawn:
+                asked = route
+                route = self.degrade(asked, overdrawn, chat, tokens)
+                trip.budget_notice, trip.lesser = notice(overdrawn, asked, route), route != asked
+                self._on_degraded("budget", BudgetExceeded(trip.budget_notice))
+                if trip.outcome == "shadow":  # what is compared with a lesser answer looks wrong
+                    raise BudgetExceeded(trip.budget_notice)
+                bound = so_far + models * self.upper_bound(route.candidates, chat, tokens)
+                await self._budgets.reserve(tenant, windows, bound, trip.record_id, past_soft=True)
+        except BudgetExceeded:
+            trip.reserved, trip.windows = False, ()
+            raise
+        return route
+
+    def degrade(self, route: Route, overdrawn: Sequence[Window], chat: Chat, tokens: int) -> Route:
+        """The cheapest way that the soft budgets which are used up ask for. `tokens` estimate the prompt."""
+        tiers = self._rules.tiers
+
+        def cost(model: str) -> int | None:
+            return self._bound(model, chat, tokens)
+
+        ways = [degraded(route, w.budget.degrade_to, tiers[w.budget.degrade_to], cost) for w in overdrawn]
+        return min(ways, key=lambda way: cost(way.candidates[0]) or 0)
+
+    def upper_bound(self, candidates: Sequence[str], chat: Chat, tokens: int) -> int:
         """The most that this may cost in nano-USD: the dearest candidate's longest answer, after its prompt was billed in vain
-        a few times. A prompt is taken to be a quarter longer than the estimate, and to be written to the dearest cache.
+        a few times. `tokens` estimate the prompt.
         """
-        prompt = estimate_chat_tokens(chat) * 5 // 4
+        return max((self._bound(model, chat, tokens) or 0 for model in candidates), default=0) + 1
+
+    def _bound(self, model: str, chat: Chat, tokens: int) -> int | None:
+        """The most that a model may cost, None where no price is known.
+
+        A prompt is taken to be a quarter longer than the estimate, and to be written to the dearest cache.
+        """
+        prompt = tokens * 5 // 4
+        rates = self._rules.rates(model, input_tokens=prompt)
+        if rates is None:
+            return None
         output = chat.sampling.max_output_tokens or BUDGETED_OUTPUT_TOKENS
-        found = [self._rules.rates(model, input_tokens=prompt) for model in route.candidates]
-        bounds = [
-            (1 + FAILED_ATTEMPTS) * prompt * max(rates.input, rates.cache_write, rates.cache_write_long)
-            + output * rates.output
-            for rates in found
-            if rates is not None
-        ]
-        return max(bounds, default=0) // 1_000_000 + 1
+        dearest = max(rates.input, rates.cache_write, rates.cache_write_long)
+        return ((1 + FAILED_ATTEMPTS) * prompt * dearest + output * rates.output) // 1_000_000
 
     def settle_shared(self, trip: Trip, landing: Landing) -> Completed:
         """The bill and the record of an answer that another request made: none of it was billed to this one."""
-        trip.outcome = "coalesced"
+        trip.outcome, trip.budget_notice = "coalesced", landing.budget_notice
         found = Found(
             landing.answer, entry_id=landing.entry_id, model=landing.model, tier=landing.tier, usage=landing.usage
         )
@@ -325,8 +360,9 @@ class Steps:
         question, rules = trip.question, trip.rules
         unwanted = question.control.no_store or trip.too_hot or not (rules.exact or rules.semantic)
         unwanted = unwanted or trip.outcome == "canary"
-        # Without the router the answer may come from a lesser tier than the question deserves: good for now, not for an hour.
-        if unwanted or "cache" in trip.degraded or "router" in trip.degraded:
+        # Without the router, or with a soft budget used up, the answer may come from a lesser tier than the question deserves:
+        # good for now, not for an hour.
+        if unwanted or trip.lesser or "cache" in trip.degraded or "router" in trip.degraded:
             return ""
         vector = trip.vector if rules.semantic else None
         call = self._cache.store(question, vector, answer, plain(trip, usage), model, tier, trip.namespace_version)
@@ -366,19 +402,23 @@ class Steps:
         self._record(trip, model, trip.tier, Usage(), bill, reason)
         if trip.reserved and not bill.actual:
             # The caller may be gone: giving the reservation back must not depend on it.
-            release = self._budgets.release(trip.question.tenant, trip.question.namespace, trip.record_id)
+            release = self._budgets.release(trip.question.tenant, trip.windows, trip.record_id)
             await asyncio.shield(_quietly(release))
 
     def _record(self, trip: Trip, model: str, tier: str, usage: Usage, bill: Bill, error: str = "") -> None:
         trip.recorded = True
         question = trip.question
         if trip.reserved:
-            self._budgets.settle(question.tenant, question.namespace, trip.record_id, bill.actual)
+            self._budgets.settle(question.tenant, trip.windows, trip.record_id, bill.actual)
+        now = self._clock.now()
+        windows = trip.windows
+        if bill.actual and not windows:  # nothing was reserved for it, such as what finding a hit cost
+            windows = tuple(window.name for window in self.windows(question))
         self._spool.append(
             UsageRecord(
                 trip.record_id,
                 question.request_id,
-                self._clock.now(),
+                now,
                 question.tenant,
                 question.namespace,
                 question.endpoint,
@@ -390,6 +430,7 @@ class Steps:
                 bill,
                 error,
                 trip.record_id if trip.reserved else "",
+                budgets=windows,
             )
         )
 
@@ -408,6 +449,13 @@ class Steps:
                 trip.degraded.append(service)
             self._on_degraded(service, error)
             return None
+
+
+def bounded(chat: Chat) -> Chat:
+    """The chat with an end to its answer: a reservation is a bound only when the answer has one."""
+    if chat.sampling.max_output_tokens is not None:
+        return chat
+    return replace(chat, sampling=replace(chat.sampling, max_output_tokens=BUDGETED_OUTPUT_TOKENS))
 
 
 def plain(trip: Trip, usage: Usage) -> Usage:

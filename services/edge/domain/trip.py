@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from services.common.chat import Answer, Chat, Delta, FinishReason
 from services.common.money import Bill, CostItem, Rates, RatesOf, Usage
+from services.edge.domain.budgets import BudgetBook
 from services.edge.domain.ports import Question, Route, Vector
 from services.edge.domain.traffic import Recording
 
@@ -30,14 +31,13 @@ class NamespaceRules:
     compression_rate: float
     min_block_tokens: int
     default_tier: str
-    budgeted: bool
     hedge: bool = False
     recording: Recording = field(default_factory=Recording)
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The policy as the walk sees it: namespaces, the models of each tier, and what any model and the baseline cost today.
+    """The policy as the walk sees it: namespaces, the models of each tier, what any model and the baseline cost today, budgets.
 
     What the baseline costs depends on the input tokens that it would be sent.
     """
@@ -46,6 +46,7 @@ class Rules:
     tiers: dict[str, tuple[str, ...]]
     baseline: Callable[[int], Rates]
     rates: RatesOf
+    budgets: BudgetBook = field(default_factory=BudgetBook)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Receipt:
     """Where an answer came from and what it cost; `bill` is None while it is not known.
 
     `alias`: these very words were served that answer before. `checked`: the answer is made again, to see whether it is right.
+    `budget_notice` says why a cheaper tier was asked; empty where none was.
     """
 
     request_id: str
@@ -67,6 +69,7 @@ class Receipt:
     entry_id: str = ""
     alias: bool = False
     checked: bool = False
+    budget_notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,9 @@ class Trip:
     """What is known about one request as it walks.
 
     `outcome` is miss, exact_hit, semantic_hit, bypass, canary, coalesced, shadow or error. `key` is the identity of the
-    request, empty until the cache has told it. A trip that was `led` is settled by the flight that it led.
+    request, empty until the cache has told it. A trip that was `led` is settled by the flight that it led. `windows` names those
+    of the budgets in which it has `reserved`; where a soft one is used up there is a `budget_notice`, and the answer is `lesser`
+    when it comes from a cheaper tier than it would have.
     """
 
     question: Question
@@ -123,6 +128,9 @@ class Trip:
     calling: Chat | None = None
     removed_tokens: int = 0
     reserved: bool = False
+    windows: tuple[str, ...] = ()
+    budget_notice: str = ""
+    lesser: bool = False
     unpriced: bool = False
     recorded: bool = False
     led: bool = False
@@ -159,4 +167,5 @@ class Trip:
             entry_id,
             self.alias,
             self.checked,
+            self.budget_notice,
         )

@@ -92,6 +92,48 @@ def test_a_mistake_names_file_and_line(tmp_path, book, old, new, line, says):
     assert any(f"policy.yaml:{line}:" in text and says in text for text in str(caught.value).splitlines()), caught.value
 
 
+BUDGETS = """budgets:
+  - {name: all, period: month, usd: 1000}
+  - name: team
+    tenant: acme
+    endpoint: "*"
+    namespace: default
+    period: day
+    usd: 0.5
+    mode: soft
+    degrade_to: only
+"""
+
+
+def test_valid_budgets(tmp_path, book):
+    every, team = load(tmp_path, POLICY + BUDGETS, book).budgets
+    assert (every.tenant, every.endpoint, every.mode, every.degrade_to) == ("*", None, "hard", None)
+    assert (team.tenant, team.endpoint, team.user, team.period) == ("acme", "*", None, "day")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        ("name: team", "name: all", 3, "another budget is named 'all'"),
+        ("name: team", 'name: "a:b"', 3, "match pattern"),
+        ("name: team", 'name: "team\\n"', 3, "match pattern"),
+        ("namespace: default", "namespace: other", 6, "no namespace is named 'other'"),
+        ("period: day", "period: week", 7, "'day' or 'month'"),
+        ("usd: 0.5", "usd: 0", 8, "greater than or equal"),
+        ("usd: 0.5", "usd: .inf", 8, "less than or equal"),
+        ("usd: 0.5", "limit: 0.5", 8, "Extra inputs"),
+        ("mode: soft", "mode: hard", 10, "only a soft one degrades"),
+        ("degrade_to: only", "degrade_to: free", 10, "no tier is named 'free'"),
+        ('endpoint: "*"', 'endpoint: ""', 5, "at least 1 character"),
+    ],
+)
+def test_a_mistake_in_a_budget_names_file_and_line(tmp_path, book, old, new, line, says):
+    assert old in BUDGETS
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, BUDGETS.replace(old, new, 1) + POLICY, book)
+    assert any(f"policy.yaml:{line}:" in text and says in text for text in str(caught.value).splitlines()), caught.value
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [

@@ -375,7 +375,7 @@ class BatchWorld:
         self.vendor = MemoryVendor(self.clock, mode)
         self.ledger = MemoryLedger()
         self.around = World(**rules)
-        self.rules = rules
+        self.rules = {name: value for name, value in rules.items() if name not in ("budgeted", "budgets")}
         self.degraded: list[tuple[str, str]] = []
         self.defects: list[Exception] = []
         self.pace = Pace()
@@ -390,7 +390,7 @@ class BatchWorld:
         records = Records(around.spool)
         note = lambda service, error: self.degraded.append((service, error.reason))  # noqa: E731
         steps = Steps(
-            Rules({"default": namespace_rules(**self.rules)}, TIERS, lambda _: BASELINE, _rates),
+            Rules({"default": namespace_rules(**self.rules)}, TIERS, lambda _: BASELINE, _rates, around.book),
             around.embedder,
             around.cache,
             around.router,

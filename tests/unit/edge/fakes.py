@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from services.common.chat import Answer, Chat, Delta, FinishReason, Message, Role, Sampling, TextDelta, TextPart
 from services.common.errors import FailedPrecondition, MeshError, NotReady
 from services.common.money import Rates, Usage, price
+from services.edge.domain.budgets import RESERVATION_S, Budget, BudgetBook, Mode, Period, Window
+from services.edge.domain.keys import Key
 from services.edge.domain.ledger import UsageRecord
 from services.edge.domain.ports import (
-    RESERVATION_S,
     AnswerEnd,
     Charge,
     Compressed,
@@ -80,7 +81,6 @@ def namespace_rules(**fields) -> NamespaceRules:
         "compression_rate": 0.5,
         "min_block_tokens": 10,
         "default_tier": "medium",
-        "budgeted": False,
     }
     return NamespaceRules(**(defaults | fields))
 
@@ -88,6 +88,13 @@ def namespace_rules(**fields) -> NamespaceRules:
 class Clock:
     def now(self) -> float:
         return 1_700_000_000.0
+
+
+class NoLimits:
+    """Everybody may ask as often as they like."""
+
+    async def admit(self, key: Key) -> None:
+        return None
 
 
 class FakePort:
@@ -309,25 +316,39 @@ class FakeProvider(FakePort):
 
 
 class FakeBudgets(FakePort):
+    """Has room for everything, but what is named in `overdrawn` has none."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.overdrawn: set[str] = set()
         self.reserved: dict[str, int] = {}
         self.released: list[str] = []
         self.settled: dict[str, int] = {}
         self.release_error: MeshError | None = None
 
     async def reserve(
-        self, tenant: str, namespace: str, amount: int, reservation_id: str, for_s: float = RESERVATION_S
-    ) -> None:
+        self,
+        tenant: str,
+        windows: Sequence[Window],
+        amount: int,
+        reservation_id: str,
+        *,
+        past_soft: bool = False,
+        for_s: float = RESERVATION_S,
+    ) -> tuple[Window, ...]:
         self.called()
-        self.reserved[reservation_id] = amount
+        overdrawn = tuple(window for window in windows if window.budget.name in self.overdrawn)
+        if not overdrawn or past_soft:
+            self.reserved[reservation_id] = amount
+            return ()
+        return overdrawn
 
-    async def release(self, tenant: str, namespace: str, reservation_id: str) -> None:
+    async def release(self, tenant: str, windows: Sequence[str], reservation_id: str) -> None:
         if self.release_error:
             raise self.release_error
         self.released.append(reservation_id)
 
-    def settle(self, tenant: str, namespace: str, reservation_id: str, actual: int) -> None:
+    def settle(self, tenant: str, windows: Sequence[str], reservation_id: str, actual: int) -> None:
         self.settled[reservation_id] = actual
 
 
@@ -364,16 +385,29 @@ class FakeTraffic(FakePort):
         self.judgements.append((request_id, right))
 
 
-class World:
-    """A walk and all that surrounds it."""
+HARD = Budget("all", 1_000_000_000, Period.DAY)
+SOFT = Budget("team", 500_000_000, Period.MONTH, Mode.SOFT, degrade_to="simple")
 
-    def __init__(self, *, leases: "FakeLeases | None" = None, cache: FakeCache | None = None, **rules) -> None:
+
+class World:
+    """A walk and all that surrounds it. `budgeted`: a hard budget holds, unless `budgets` says which."""
+
+    def __init__(
+        self,
+        *,
+        leases: "FakeLeases | None" = None,
+        cache: FakeCache | None = None,
+        budgeted: bool = False,
+        budgets: Sequence[Budget] = (),
+        **rules,
+    ) -> None:
         self.embedder = FakeEmbedder()
         self.cache = FakeCache() if cache is None else cache
         self.router = FakeRouter()
         self.compressor = FakeCompressor()
         self.provider = FakeProvider()
         self.budgets = FakeBudgets()
+        self.book = BudgetBook(tuple(budgets) or ((HARD,) if budgeted else ()))
         self.spool = FakeSpool()
         self.traffic = FakeTraffic()
         self.degraded: list[tuple[str, str]] = []
@@ -387,6 +421,7 @@ class World:
                 TIERS,
                 lambda input_tokens: BASELINE,
                 lambda model, *, input_tokens=0: BOOK.get(model),
+                self.book,
             ),
             self.embedder,
             self.cache,

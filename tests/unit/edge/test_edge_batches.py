@@ -21,7 +21,7 @@ from services.edge.domain.batch import (
     groups,
 )
 from tests.unit.edge.batch_world import START, BatchWorld, Behaviour, Life
-from tests.unit.edge.fakes import CHEAP, EMBED_COST, ROUTE_COST, USAGE, VERIFIER_COST, hit
+from tests.unit.edge.fakes import CHEAP, EMBED_COST, HARD, ROUTE_COST, SOFT, USAGE, VERIFIER_COST, hit
 
 FATES = ("answer", "twice", "error", "busy", "missing", "undone", "untold")
 OVERHEAD = EMBED_COST + ROUTE_COST + VERIFIER_COST
@@ -309,6 +309,34 @@ async def test_a_budget_is_reserved_once_for_many_items_and_given_back():
     assert list(world.around.budgets.reserved) == world.around.budgets.released
     assert len(world.around.budgets.released) == 1
     assert sum(world.around.budgets.reserved.values()) > 3 * price(CHEAP, Usage(0, 4096))
+
+
+async def test_items_are_settled_in_the_windows_in_which_their_submission_reserved():
+    world = BatchWorld(budgets=(HARD, SOFT))
+    world.clock.at = (START // 86_400 + 1) * 86_400 - 1.0  # a second before midnight
+    before = HARD.period.label(world.clock.at)
+    ref = await world.create(2)
+    await world.to_its_end(ref)
+    world.check(ref)
+    assert HARD.period.label(world.clock.at) != before
+    for record in world.ledger.records.values():
+        assert record.budgets == (f"all:{before}", f"team:{before[:7]}")
+        assert record.reservation_id == ""
+
+
+async def test_a_soft_budget_sends_items_to_the_cheaper_tier_and_says_so():
+    world = BatchWorld(budgets=(SOFT,))
+    world.around.budgets.overdrawn = {SOFT.name}
+    ref = await world.create(3)
+    await world.to_its_end(ref)
+    (submitted,) = world.vendor.batches
+    assert submitted.items == [0, 1, 2]
+    for outcome in world.store.outcomes[ref].values():
+        assert outcome.receipt.tier == outcome.record.tier == "simple"
+        assert "tier simple in place of tier medium" in outcome.receipt.budget_notice
+    assert world.around.cache.stored == []
+    assert ("budget", "BUDGET_EXCEEDED") in world.degraded
+    assert list(world.around.budgets.reserved) == world.around.budgets.released
 
 
 async def test_items_of_a_vendor_without_a_batch_api_are_run():

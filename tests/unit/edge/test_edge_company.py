@@ -18,6 +18,7 @@ from services.common.errors import (
 )
 from services.common.money import price
 from services.edge.domain import company
+from services.edge.domain.budgets import Budget, Period
 from services.edge.domain.ports import CacheControl, Found, Question
 from services.edge.domain.trip import Began, Completed, Ended
 from tests.unit.edge.fakes import (
@@ -25,6 +26,7 @@ from tests.unit.edge.fakes import (
     CHEAP,
     EMBED_COST,
     ROUTE_COST,
+    SOFT,
     USAGE,
     VERIFIER_COST,
     FakeCache,
@@ -256,6 +258,42 @@ async def test_a_leader_that_fails_before_the_first_token_is_replaced_by_a_follo
 
 
 @both
+async def test_when_the_leaders_budget_is_used_up_the_others_ask_on_their_own(streaming):
+    one = world(budgets=(Budget("each", 10**9, Period.DAY, user="*"),))
+    reserve, aboard = one.budgets.reserve, asyncio.Event()
+
+    async def reserve_or_refuse(tenant, windows, amount, reservation_id):
+        await aboard.wait()
+        if windows[0].values == ("ann",):
+            raise BudgetExceeded("ann's is used up")
+        return await reserve(tenant, windows, amount, reservation_id)
+
+    one.budgets.reserve = reserve_or_refuse  # type: ignore[method-assign,assignment]
+    users = ("ann", "bob", "ann", "cy")
+    tasks = [asyncio.create_task(ask(one, question(user=user), streaming=streaming)) for user in users]
+    await until(lambda: one.cache.calls >= 5)
+    aboard.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(result, Completed) for result in results] == [False, True, False, True]
+    assert outcomes(one) == {"error": 2, "miss": 2}
+    check_bills(one)
+
+
+@both
+async def test_followers_hear_that_a_soft_budget_chose_the_tier(streaming):
+    one = world(budgets=(SOFT,))
+    one.budgets.overdrawn = {SOFT.name}
+    one.provider.hangs = True
+    tasks = many(one, 3, streaming=streaming)
+    await all_aboard(one, 4)
+    one.provider.hang.set()
+    answers = await asyncio.gather(*tasks)
+    assert outcomes(one) == {"miss": 1, "coalesced": 2}
+    assert {answer.receipt.budget_notice for answer in answers} == {answers[0].receipt.budget_notice} != {""}
+    assert one.cache.stored == []
+
+
+@both
 async def test_when_the_next_leader_fails_too_everybody_gets_the_error(streaming):
     one = world()
     one.provider.hangs = True
@@ -269,11 +307,10 @@ async def test_when_the_next_leader_fails_too_everybody_gets_the_error(streaming
     assert sum(record.bill.actual > 0 for record in one.spool.records) == 2
 
 
-@pytest.mark.parametrize("error", [UpstreamRejected("too odd"), BudgetExceeded("spent")])
 @both
-async def test_an_error_that_another_attempt_cannot_help_is_everybodys(error, streaming):
+async def test_an_error_that_another_attempt_cannot_help_is_everybodys(streaming):
     one = world()
-    one.provider.error = error
+    one.provider.error = error = UpstreamRejected("too odd")
     results = await asyncio.gather(*many(one, 4, streaming=streaming), return_exceptions=True)
     assert [type(result) for result in results] == [type(error)] * 4
     assert one.provider.calls == 1

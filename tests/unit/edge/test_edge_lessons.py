@@ -22,7 +22,18 @@ from services.edge.domain.bill import shadow_bill
 from services.edge.domain.ledger import UsageRecord, increments, sum_rollups
 from services.edge.domain.ports import Charge, Found
 from services.edge.domain.trip import Began, Ended
-from tests.unit.edge.fakes import CHEAP, EMBED_COST, ROUTE_COST, USAGE, VECTOR, VERIFIER_COST, World, hit, question
+from tests.unit.edge.fakes import (
+    CHEAP,
+    EMBED_COST,
+    ROUTE_COST,
+    SOFT,
+    USAGE,
+    VECTOR,
+    VERIFIER_COST,
+    World,
+    hit,
+    question,
+)
 from tests.waiting import until
 
 LESSON = b"lesson"
@@ -135,6 +146,16 @@ async def test_a_check_that_fails_is_noted_and_teaches_nothing(port, error):
     await until(lambda: world.degraded == [("checking", error.reason)])
     assert world.cache.learned == []
     assert (shadow(world).error, shadow(world).bill.actual) == (error.reason, ROUTE_COST)
+
+
+async def test_no_check_is_made_by_the_cheaper_tier_of_a_soft_budget():
+    world = World(shadow_share=1.0, budgets=(SOFT,))
+    world.budgets.overdrawn = {SOFT.name}
+    world.cache.semantic = hit(semantic=True, lesson=LESSON)
+    await world.walk.complete(question())
+    await until(lambda: len(world.degraded) == 2)
+    assert world.degraded == [("budget", "BUDGET_EXCEEDED"), ("checking", "BUDGET_EXCEEDED")]
+    assert (world.cache.learned, world.provider.calls) == ([], 0)
 
 
 async def test_a_check_by_a_model_without_a_price_is_flagged():

@@ -1,6 +1,7 @@
 """The walk: the order of its steps, every row of the fault table, and what is written down in each case."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import pytest
@@ -18,6 +19,7 @@ from services.common.errors import (
 )
 from services.common.money import Rates, Usage, price
 from services.common.tokens import estimate_chat_tokens, estimate_tokens
+from services.edge.domain.budgets import Window
 from services.edge.domain.ports import CacheControl, Charge, Embedded, Found, Question, Route, Vector
 from services.edge.domain.trip import Began, Completed, Ended
 from services.edge.domain.walk import Walk
@@ -524,7 +526,7 @@ async def test_who_leaves_while_money_is_reserved_gets_the_reservation_back():
     world.down("router")
     reserving = asyncio.Event()
 
-    async def reserve(tenant: str, namespace: str, amount: int, reservation_id: str) -> None:
+    async def reserve(tenant: str, windows: Sequence[Window], amount: int, reservation_id: str) -> None:
         reserving.set()
         await asyncio.Event().wait()
 
