@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from services.cache.domain.ports import (
     VerifierUnavailable,
 )
 from services.cache.domain.quality import Quality
+from services.cache.domain.reviews import RANKS, Review, Reviews, Standing, Waiting
 from services.cache.domain.signals import FEATURES
 from services.common.money import Rates, Usage, price
 
@@ -68,6 +69,7 @@ class MemoryBodies:
         self.versions: dict[tuple[str, str], int] = {}
         self.blocked: set[tuple[str, str, str]] = set()
         self.checks: dict[tuple[str, str], list[int]] = {}
+        self.groups: dict[tuple[str, str], str] = {}
         self.counters: dict[tuple[str, str], dict[str, float]] = {}
         self.kept_labels: dict[tuple[str, str], list[Label]] = {}
         self.down = False
@@ -89,7 +91,8 @@ class MemoryBodies:
             body = self.entries.get((tenant, entry_id))
             right, wrong = self.checks.get((tenant, entry_id), (0, 0))
             blocked = (tenant, asked, entry_id) in self.blocked
-            found.append(Candidate(body if isinstance(body, Body) else None, blocked, right, wrong))
+            group = self.groups.get((tenant, entry_id), "")
+            found.append(Candidate(body if isinstance(body, Body) else None, blocked, right, wrong, group))
         return self.versions.get((tenant, namespace), 0), found
 
     async def put(self, tenant: str, entry_id: str, body: Body, header: Header) -> None:
@@ -110,6 +113,10 @@ class MemoryBodies:
         self._trip()
         if isinstance(self.entries.get((tenant, exact_key)), Alias):
             del self.entries[(tenant, exact_key)]
+
+    async def join(self, tenant: str, entry_id: str, known_id: str, group: str) -> None:
+        self._trip()
+        self.groups[(tenant, entry_id)] = self.groups.get((tenant, known_id), group)
 
     async def mark(self, tenant: str, asked: str, entry_id: str, *, right: bool) -> None:
         self._trip()
@@ -171,6 +178,42 @@ class MemoryBodies:
             counters[name] = counters.get(name, 0.0) + count
         if labels:
             self.kept_labels[(tenant, namespace)] = [*self.kept_labels.get((tenant, namespace), []), *labels][-kept:]
+
+
+class MemoryReviews:
+    """Reviews in dictionaries."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[tuple[str, str], dict[str, Review]] = {}
+        self.standings: dict[str, Standing] = {}
+        self.tenants: dict[str, set[str]] = {}
+        self.down = False
+
+    def _trip(self) -> None:
+        if self.down:
+            raise StoreUnavailable
+
+    async def put(self, tenant: str, namespace: str, waiting: Waiting, now: float) -> None:
+        self._trip()
+        kept = self.pairs.setdefault((tenant, namespace), {})
+        kept.update(waiting.reviews)
+        for pair, standing in waiting.standings.items():
+            if pair in kept:
+                known = self.standings.get(pair, Standing.UNCHECKED)
+                self.standings[pair] = max(known, standing, key=RANKS.index)
+
+    async def all(self, tenant: str, namespace: str) -> list[tuple[str, Review]]:
+        self._trip()
+        kept = self.pairs.get((tenant, namespace), {})
+        return [(i, replace(r, standing=self.standings.get(i, Standing.UNCHECKED))) for i, r in kept.items()]
+
+    async def visit(self, tenant: str, namespaces: Sequence[str]) -> None:
+        self._trip()
+        self.tenants.setdefault(tenant, set()).update(namespaces)
+
+    async def visited(self, tenant: str) -> list[str]:
+        self._trip()
+        return list(self.tenants.get(tenant, ()))
 
 
 class MemoryVectors:
@@ -265,6 +308,7 @@ class World:
 
     bodies: MemoryBodies = field(default_factory=MemoryBodies)
     vectors: MemoryVectors = field(default_factory=MemoryVectors)
+    review_store: MemoryReviews = field(default_factory=MemoryReviews)
     clock: Clock = field(default_factory=Clock)
     verifier: ScriptedVerifier | None = None
     judge: ScriptedJudge | None = None
@@ -279,6 +323,7 @@ class World:
             self.clock,
             lambda tenant, namespace, before, record: self.states.append((tenant, namespace, before, record.state)),
         )
+        self.reviews = Reviews(self.bodies, self.review_store, self.clock, answer_text)
         later = Later()
         paraphrases = Paraphrases(
             self.bodies,
@@ -288,15 +333,19 @@ class World:
             later,
             prices=priced,
             answer_text=answer_text,
+            reviews=self.reviews,
             verifier=self.verifier,
             judge=self.judge,
         )
-        self.cache = SemanticCache(self.bodies, self.vectors, paraphrases, self.quality, self.clock, later, priced)
+        self.cache = SemanticCache(
+            self.bodies, self.vectors, paraphrases, self.quality, self.clock, later, priced, self.reviews
+        )
         self.learning = Learning(
             self.bodies,
             self.quality,
             self.bodies,
             answer_text=answer_text,
             stale=lambda *heard: self.stale.append(heard),
+            reviews=self.reviews,
             embedder=self.embedder,
         )

@@ -1,7 +1,7 @@
 """Fits the calibration that is shipped with the cache: `python -m training.calibrate --model DIR`.
 
-Topics that trained no weight are played through: one wording of every intent is stored, the others are asked, and the cache's own
-code collects candidates, vetoes, features and the verifier's scores. A second round takes pairs of look-alikes by themselves,
+Topics that trained no weight are played through, from an empty cache on, and the cache's own code collects candidates, vetoes,
+features and the verifier's scores. A second round takes pairs of look-alikes by themselves,
 half of them traps: the hardest that a namespace could meet. Written families stand for freely worded questions, those put
 together from parts for plain ones.
 """
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from services.cache.domain import verdict
 from services.cache.domain.budget import HIGHEST_RISK
 from services.cache.domain.calibration import SHIPPED, Calibration, fit
-from services.cache.domain.lookup import CANDIDATES
 from services.cache.domain.signals import FEATURES
-from services.cache.domain.verdict import Rules, Suspect
+from services.cache.domain.verdict import CANDIDATES, Rules, Suspect
 from services.embedder.adapters.lookalike import MODEL_ID, Lookalike
 from training import data, frames
 from training.data import Group, Question
@@ -29,11 +28,16 @@ from training.data import Group, Question
 FRAMED = 12
 """Groups put together from parts that join, of each held-out domain."""
 VERIFIED = 4
+DESK = 120
+"""Questions of a topic and language that are played through, the first EMPTY of them unseen."""
+EMPTY = 20
 PAIRS_PER_FAMILY = 16
 TRAPS_SERVED = 1.2
 """How many times the error budget of look-alike traps may pass at the first limit: half of those lookups are traps."""
 BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 FLOOR = 0.3
+SPREAD = {"verifier": 0.15, "lead": 1.0, "alone": 1.0, "support": 1.0}
+"""How far a namespace's own weights may move. How often questions with one answer are near each other differs most."""
 RULES = Rules(floor=FLOOR, threshold=None, oldest=0.0, cross_language=False, highest_risk=0.0)
 START = Calibration(
     weights=tuple(1.0 if name == "verifier" else 0.0 for name in FEATURES),
@@ -55,11 +59,13 @@ class Examples:
         self.lookup: list[int] = []
         self.lookups = 0
 
-    def judge(self, model: Lookalike, asked: Question, stored: Sequence[tuple[Question, float]], verified: int) -> None:
-        """Takes in the candidates of one lookup, `stored` with their similarity."""
+    def judge(
+        self, model: Lookalike, asked: Question, stored: Sequence[tuple[Question, float, str]], verified: int
+    ) -> None:
+        """Takes in the candidates of one lookup, `stored` with their similarity and group."""
         suspects = [
-            Suspect(str(i), similarity, question.text, 1.0, pinned=False)
-            for i, (question, similarity) in enumerate(stored)
+            Suspect(str(i), similarity, question.text, 1.0, pinned=False, group=group)
+            for i, (question, similarity, group) in enumerate(stored)
         ]
         pending = verdict.screen(asked.text, suspects, RULES, START).pending[:verified]
         if pending:
@@ -77,23 +83,34 @@ def vectors(model: Lookalike, questions: Sequence[Question]) -> NDArray[np.float
 
 
 def desks(model: Lookalike, groups: Sequence[Group], chance: random.Random) -> Examples:
-    """Each topic as a help desk with one stored wording an intent."""
+    """Each topic as a help desk that begins empty: every question is looked up, then stored; it joins the best candidate's
+    group where that has its answer.
+    """
     found = Examples()
     for topic in sorted({group.topic for group in groups}):
         for language in ("en", "es"):
-            by_key: dict[str, list[Question]] = {}
-            for group in groups:
-                if group.topic == topic:
-                    for question in group.questions:
-                        if question.language == language:
-                            by_key.setdefault(question.key, []).append(question)
-            wordings = [chance.sample(some, len(some)) for _, some in sorted(by_key.items()) if len(some) > 1]
-            stored = [some[0] for some in wordings]
-            asked = [some[1] for some in wordings]
-            nearness = vectors(model, asked) @ vectors(model, stored).T
-            for question, row in zip(asked, nearness, strict=True):
-                best = np.argsort(-row)[:CANDIDATES]
-                found.judge(model, question, [(stored[i], float(row[i])) for i in best if row[i] >= FLOOR], VERIFIED)
+            asked = [
+                question
+                for group in groups
+                if group.topic == topic
+                for question in group.questions
+                if question.language == language
+            ]
+            chance.shuffle(asked)
+            asked = asked[:DESK]
+            nearness = (at := vectors(model, asked)) @ at.T
+            joined: dict[int, str] = {}
+            for index, question in enumerate(asked):
+                best = [int(i) for i in np.argsort(-nearness[index, :index])[:CANDIDATES]]
+                stored = [
+                    (asked[i], float(nearness[index, i]), joined.get(i, str(i)))
+                    for i in best
+                    if nearness[index, i] >= FLOOR
+                ]
+                if index >= EMPTY:
+                    found.judge(model, question, stored, VERIFIED)
+                if stored and stored[0][0].key == question.key:
+                    joined[index] = stored[0][2]
     return found
 
 
@@ -110,7 +127,7 @@ def traps(model: Lookalike, groups: Sequence[Group], chance: random.Random) -> E
             for first, second in chance.sample(some, min(PAIRS_PER_FAMILY // 2, len(some))):
                 similarity = float(vectors(model, [first])[0] @ vectors(model, [second])[0])
                 if similarity >= FLOOR:
-                    found.judge(model, first, [(second, similarity)], 1)
+                    found.judge(model, first, [(second, similarity, "0")], 1)
                 else:
                     found.lookups += 1
     return found
@@ -147,7 +164,7 @@ def calibrate(model: Lookalike, seed: int = 1) -> dict[str, object]:
         "features": FEATURES,
         "weights": [round(w, 4) for w in weights],
         "bias": round(bias, 4),
-        "spread": [*(0.15 if name == "verifier" else 0.3 for name in FEATURES), 0.6],
+        "spread": [*(SPREAD.get(name, 0.3) for name in FEATURES), 0.6],
         "ranking": [round(w, 4) for w in ranking],
         "first_risks": [(delta, round(risk, 6)) for delta, risk in first],
         "risks": [round(float(q), 6) for q in np.quantile(typical, np.linspace(0, 1, 200))],

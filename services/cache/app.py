@@ -9,9 +9,11 @@ from llmmesh.cache.v1.cache_pb2_grpc import add_CacheServiceServicer_to_server
 from services.cache.adapters.background import repeated
 from services.cache.adapters.embedder import EmbedderPeer
 from services.cache.adapters.leases import open_leases
+from services.cache.adapters.metrics import count, watch_standings
 from services.cache.adapters.provider import ProviderJudge
 from services.cache.adapters.qdrant import open_qdrant
 from services.cache.adapters.redis import RedisBodies, open_redis
+from services.cache.adapters.redis_reviews import open_reviews
 from services.cache.convert import answer_text, rules_of
 from services.cache.domain.budget import Record, wrong_share
 from services.cache.domain.calibration import Calibration
@@ -21,6 +23,7 @@ from services.cache.domain.lookup import SemanticCache
 from services.cache.domain.paraphrases import Paraphrases
 from services.cache.domain.ports import StoreUnavailable
 from services.cache.domain.quality import Quality
+from services.cache.domain.reviews import Reviews
 from services.cache.servicer import CacheServicer
 from services.cache.settings import CacheSettings
 from services.common.channels import open_channel
@@ -72,12 +75,23 @@ async def build(settings: CacheSettings, stack: AsyncExitStack) -> list[Service]
     if settings.provider:
         judge = ProviderJudge(await stack.enter_async_context(open_channel(settings.provider)))
 
-    quality = Quality(Calibration.load(), clock, _state_changed)
+    quality = Quality(Calibration.load(), clock, _state_changed, count)
     # Written once more when everything else is closed; what cannot be written then is lost.
     stack.push_async_callback(_last_sync, quality, bodies)
     await stack.enter_async_context(
         repeated(lambda: quality.sync(bodies), settings.quality_seconds, "quality_not_synced")
     )
+    watch_standings(quality)
+    reviews = Reviews(
+        bodies,
+        await stack.enter_async_context(
+            open_reviews(settings.redis_url.get_secret_value(), timeout=settings.redis_timeout_seconds)
+        ),
+        clock,
+        answer_text,
+    )
+    stack.push_async_callback(_last_reviews, reviews)
+    await stack.enter_async_context(repeated(reviews.flush, settings.quality_seconds, "reviews_not_written"))
     later = Later()
     paraphrases = Paraphrases(
         bodies,
@@ -87,18 +101,21 @@ async def build(settings: CacheSettings, stack: AsyncExitStack) -> list[Service]
         later,
         prices=prices.price,
         answer_text=answer_text,
+        reviews=reviews,
         verifier=embedder,
         judge=judge,
     )
-    cache = SemanticCache(bodies, vectors, paraphrases, quality, clock, later, prices.price)
+    cache = SemanticCache(bodies, vectors, paraphrases, quality, clock, later, prices.price, reviews)
     stack.push_async_callback(cache.close)
-    learning = Learning(bodies, quality, bodies, answer_text=answer_text, stale=_stale, embedder=embedder)
+    learning = Learning(
+        bodies, quality, bodies, answer_text=answer_text, stale=_stale, reviews=reviews, embedder=embedder
+    )
 
     async def missing() -> str | None:
         absent = [name for name in await asyncio.gather(bodies.missing(), vectors.missing()) if name]
         return " and ".join(absent) or None
 
-    servicer = CacheServicer(cache, learning, rules_of(policy), settings.dimensions)
+    servicer = CacheServicer(cache, learning, reviews, rules_of(policy), settings.dimensions)
     servicer.leases = await stack.enter_async_context(
         open_leases(
             settings.redis_url.get_secret_value(),
@@ -112,6 +129,11 @@ async def build(settings: CacheSettings, stack: AsyncExitStack) -> list[Service]
 async def _last_sync(quality: Quality, bodies: RedisBodies) -> None:
     with suppress(StoreUnavailable):
         await quality.sync(bodies)
+
+
+async def _last_reviews(reviews: Reviews) -> None:
+    with suppress(StoreUnavailable):
+        await reviews.flush()
 
 
 def _state_changed(tenant: str, namespace: str, before: str, record: Record) -> None:

@@ -11,6 +11,7 @@ from services.cache.domain import learning
 from services.cache.domain.answers import Comparison
 from services.cache.domain.learning import Measured
 from services.cache.domain.ports import CacheRules, Controls, Found, Fresh, Question, Removed, Stored, Vector
+from services.cache.domain.reviews import Kind, Page, Review, Standing
 from services.cache.domain.verdict import Judged, Verdict
 from services.common.chat import Answer
 from services.common.chat_pb import Caller, Checker, answer_from_pb, caller_from_pb, chat_from_pb, usage_from_pb
@@ -23,6 +24,9 @@ MAX_TAG = 64
 MAX_MODEL = 256
 MAX_CANDIDATES = 10
 MAX_REQUEST_ID = 128
+MAX_REVIEWS = 200
+REVIEWS = 50
+MAX_TOKEN = 64
 
 _TTL_CLASSES = {
     cache_pb2.TTL_CLASS_UNSPECIFIED: "",
@@ -58,6 +62,7 @@ def rules_of(policy: Policy) -> dict[str, CacheRules]:
             judge_ms=cache.judge_ms,
             learn=cache.learn,
             standalone=cache.standalone,
+            review=cache.review,
         )
     return rules
 
@@ -331,4 +336,48 @@ def measure_response(measured: Measured) -> cache_pb2.MeasureResponse:
         state=record.state,
         threshold=measured.threshold,
         judged=round(record.judged),
+    )
+
+
+_REVIEW_KINDS = {Kind.HIT: cache_pb2.REVIEW_KIND_HIT, Kind.NEAR_MISS: cache_pb2.REVIEW_KIND_NEAR_MISS}
+_STANDINGS = {
+    Standing.UNCHECKED: cache_pb2.REVIEW_VERDICT_UNCHECKED,
+    Standing.DOUBTFUL: cache_pb2.REVIEW_VERDICT_DOUBTFUL,
+    Standing.RIGHT: cache_pb2.REVIEW_VERDICT_RIGHT,
+    Standing.WRONG: cache_pb2.REVIEW_VERDICT_WRONG,
+}
+
+
+def review_filter_from(request: cache_pb2.ListReviewsRequest) -> tuple[Kind | None, int]:
+    """The kind that is wanted, None for both, and how many. Raises InvalidInput for what is out of range."""
+    check = Checker()
+    kinds = {number: kind for kind, number in _REVIEW_KINDS.items()}
+    unset = request.kind == cache_pb2.REVIEW_KIND_UNSPECIFIED
+    check.need(unset or request.kind in kinds, "kind", "is not a known kind")
+    check.need(0 <= request.page_size <= MAX_REVIEWS, "page_size", f"0 to {MAX_REVIEWS}")
+    check.need(len(request.page_token) <= MAX_TOKEN, "page_token", "is none of ours")
+    check.done()
+    return kinds.get(request.kind), request.page_size or REVIEWS
+
+
+def reviews_response(page: Page) -> cache_pb2.ListReviewsResponse:
+    """Pairs to look through, on the wire."""
+    return cache_pb2.ListReviewsResponse(
+        reviews=[_review(review) for review in page.reviews], next_page_token=page.next_token
+    )
+
+
+def _review(review: Review) -> cache_pb2.Review:
+    return cache_pb2.Review(
+        kind=_REVIEW_KINDS[review.kind],
+        verdict=_STANDINGS[review.standing],
+        at=_timestamp(review.at),
+        request_id=review.request_id,
+        entry_id=review.entry_id,
+        asked=review.asked,
+        stored=review.stored,
+        answer=review.answer,
+        similarity=review.similarity,
+        probability=review.probability,
+        reason=review.reason,
     )

@@ -7,6 +7,7 @@ from services.cache import convert
 from services.cache.domain.learning import Learning
 from services.cache.domain.lookup import SemanticCache
 from services.cache.domain.ports import CacheRules, Found
+from services.cache.domain.reviews import Reviews
 from services.cache.lease_servicer import LeaseServicer
 from services.cache.unreachable import store_errors
 from services.common import telemetry
@@ -22,11 +23,17 @@ class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
     """Turns calls into the domain's."""
 
     def __init__(
-        self, cache: SemanticCache, learning: Learning, rules: dict[str, CacheRules], dimensions: dict[str, int]
+        self,
+        cache: SemanticCache,
+        learning: Learning,
+        reviews: Reviews,
+        rules: dict[str, CacheRules],
+        dimensions: dict[str, int],
     ) -> None:
         """`rules` by namespace; `dimensions` by embedding model."""
         self._cache = cache
         self._learning = learning
+        self._reviews = reviews
         self._rules = rules
         self._dimensions = dimensions
 
@@ -134,6 +141,37 @@ class CacheServicer(LeaseServicer, cache_pb2_grpc.CacheServiceServicer):
         with store_errors():
             measured = await self._learning.measure(caller.tenant, caller.namespace, rules)
         return convert.measure_response(measured)
+
+    async def ListReviews(
+        self,
+        request: cache_pb2.ListReviewsRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.ListReviewsRequest, cache_pb2.ListReviewsResponse],
+    ) -> cache_pb2.ListReviewsResponse:
+        """Lists pairs for people to look through."""
+        caller = convert.caller(request.caller)
+        convert.rules_for(caller, self._rules)
+        kind, size = convert.review_filter_from(request)
+        with store_errors():
+            page = await self._reviews.page(
+                caller.tenant,
+                caller.namespace,
+                kind=kind,
+                unsettled=request.unsettled_only,
+                size=size,
+                token=request.page_token,
+            )
+        return convert.reviews_response(page)
+
+    async def ListNamespaces(
+        self,
+        request: cache_pb2.ListNamespacesRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.ListNamespacesRequest, cache_pb2.ListNamespacesResponse],
+    ) -> cache_pb2.ListNamespacesResponse:
+        """Lists the tenant's namespaces."""
+        caller = convert.caller(request.caller)
+        with store_errors():
+            names = await self._reviews.namespaces(caller.tenant)
+        return cache_pb2.ListNamespacesResponse(namespaces=[name for name in names if name in self._rules])
 
 
 def _describe(found: Found, outcome: str) -> None:

@@ -49,7 +49,9 @@ class CacheSettings(ServiceSettings):
         "", description="Address of the provider, by which a policy's judge is asked; empty asks none."
     )
     quality_seconds: float = Field(
-        1.0, gt=0, description="How often what was counted and learned is written to Redis, and read from there."
+        1.0,
+        gt=0,
+        description="How often what was counted, learned and kept for review is written to Redis, and read from there.",
     )
     sweep_seconds: float = Field(60.0, gt=0, description="How often vectors of expired answers are removed.")
     request_memory_seconds: int = Field(

@@ -97,7 +97,7 @@ async def cache(tmp_path):
     policy.write_text(POLICY)
     world = World()
     rules = rules_of(Policy.load(policy, PriceBook.load(prices)))
-    servicer = CacheServicer(world.cache, world.learning, rules, {MODEL: 384})
+    servicer = CacheServicer(world.cache, world.learning, world.reviews, rules, {MODEL: 384})
     async with serve([Service(SERVICE, servicer, cache_pb2_grpc.add_CacheServiceServicer_to_server)]) as channel:
         cache = Cache(cache_pb2_grpc.CacheServiceStub(channel), world.bodies, world.vectors, world.clock)
         cache.domain = world.cache

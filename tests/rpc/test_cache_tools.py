@@ -103,7 +103,7 @@ def message(text: str, role=chat_pb2.ROLE_USER) -> chat_pb2.Message:
 async def tools(tmp_path):
     world, reader = World(verifier=ScriptedVerifier()), Reader()
     rules = rules_of(Policy.load(SHIPPED, PriceBook.load()))
-    cache = CacheServicer(world.cache, world.learning, rules, {})
+    cache = CacheServicer(world.cache, world.learning, world.reviews, rules, {})
     services = [
         Service(SERVICE, cache, cache_pb2_grpc.add_CacheServiceServicer_to_server),
         Service("llmmesh.embedder.v1.EmbedderService", reader, embedder_pb2_grpc.add_EmbedderServiceServicer_to_server),

@@ -31,6 +31,7 @@ namespaces:
   generous: {cache: {error_budget: 0.2}}
   standalone: {cache: {standalone: true}}
   unlearned: {cache: {learn: false}}
+  unseen: {cache: {review: false}}
   both: {cache: {allow_cross_language: true}}
 """
 PRICES = """
@@ -89,6 +90,14 @@ class Cache:
         caller = caller_pb2.Caller(tenant="acme", namespace=namespace)
         return await self.stub.Measure(cache_pb2.MeasureRequest(caller=caller))
 
+    async def reviews(self, namespace: str = "", **more) -> cache_pb2.ListReviewsResponse:
+        caller = caller_pb2.Caller(tenant="acme", namespace=namespace)
+        return await self.stub.ListReviews(cache_pb2.ListReviewsRequest(caller=caller, **more))
+
+    async def review_verdicts(self, **more) -> list[str]:
+        found = (await self.reviews(**more)).reviews
+        return [cache_pb2.ReviewVerdict.Name(review.verdict).removeprefix("REVIEW_VERDICT_") for review in found]
+
     async def purge(self, namespace: str = "", **selector) -> int:
         caller = caller_pb2.Caller(tenant="acme", namespace=namespace)
         return (await self.stub.Invalidate(cache_pb2.InvalidateRequest(caller=caller, **selector))).removed
@@ -142,7 +151,7 @@ async def cache(tmp_path):
     policy.write_text(POLICY)
     world = World(verifier=ScriptedVerifier(), judge=ScriptedJudge(), embedder=ScriptedEmbedder())
     rules = rules_of(Policy.load(policy, PriceBook.load(prices)))
-    servicer = CacheServicer(world.cache, world.learning, rules, {})
+    servicer = CacheServicer(world.cache, world.learning, world.reviews, rules, {})
     async with serve([Service(SERVICE, servicer, cache_pb2_grpc.add_CacheServiceServicer_to_server)]) as channel:
         yield Cache(cache_pb2_grpc.CacheServiceStub(channel), world, rules)
 
@@ -766,3 +775,142 @@ async def test_checks_of_an_entry_are_known_to_its_next_verdict(cache):
     lesson = unpack((await cache.lookup(OTHER, at=0.2)).lesson)
     assert lesson is not None
     assert dataclasses.asdict(lesson)["features"][-1] == pytest.approx(np.log(4), abs=1e-4)
+
+
+# Reviews.
+
+
+async def test_a_semantic_hit_and_a_near_miss_are_kept_to_be_looked_through(cache):
+    stored = await cache.store()
+    await cache.served(request_id="r1")
+    cache.world.clock.time += 1
+    await cache.store("How do I delete my account?", answer="Write to us.", chance=0.6, at=1.0)
+    assert await cache.outcome(OTHER, at=1.1, request_id="r2") == "MISS"
+    near, hit = (await cache.reviews()).reviews
+    assert near.kind == cache_pb2.REVIEW_KIND_NEAR_MISS
+    assert (near.asked, near.stored, near.answer) == (OTHER, "How do I delete my account?", "Write to us.")
+    assert hit.kind == cache_pb2.REVIEW_KIND_HIT
+    assert (hit.asked, hit.stored, hit.answer, hit.reason) == (ASKED, STORED, "Click reset.", "served")
+    assert (hit.request_id, hit.entry_id, hit.at.seconds) == ("r1", stored.entry_id, 1_000_000)
+    assert (hit.similarity, hit.probability) == (pytest.approx(np.cos(0.1), abs=1e-4), pytest.approx(0.999, abs=1e-3))
+    assert {review.verdict for review in (near, hit)} == {cache_pb2.REVIEW_VERDICT_UNCHECKED}
+    (only,) = (await cache.reviews(kind=cache_pb2.REVIEW_KIND_NEAR_MISS)).reviews
+    assert only == near
+
+
+async def test_a_pair_that_is_asked_again_is_kept_once_under_its_newest_request(cache):
+    await cache.store()
+    await cache.served(request_id="r1")
+    await cache.served(request_id="r2")
+    (review,) = (await cache.reviews()).reviews
+    assert (review.request_id, review.reason) == ("r2", "alias")
+
+
+async def test_exact_hits_explanations_and_plain_misses_are_no_reviews(cache):
+    await cache.store()
+    assert await cache.outcome(STORED, at=0.0) == "EXACT_HIT"
+    await cache.stub.Explain(cache_pb2.ExplainRequest(**request(ASKED, at=0.1)))
+    cache.world.verifier.chances[STORED] = 0.01
+    assert await cache.outcome(OTHER, at=0.5) == "MISS"
+    assert not (await cache.reviews()).reviews
+
+
+async def test_a_policy_can_switch_reviews_off(cache):
+    await cache.store(namespace="unseen")
+    assert await cache.outcome(at=0.1, namespace="unseen") == "SEMANTIC_HIT"
+    assert not (await cache.reviews("unseen")).reviews
+
+
+@pytest.mark.parametrize(("answer", "verdict"), [("Click reset.", "RIGHT"), ("Call 555 4000.", "WRONG")])
+async def test_a_shadow_check_settles_the_pair(cache, answer, verdict):
+    await cache.store()
+    found = await cache.served(request_id="r1")
+    await cache.learn(found.lesson, answer, "SHADOW")
+    assert await cache.review_verdicts() == [verdict]
+
+
+async def test_a_doubtful_check_says_so_until_somebody_knows(cache):
+    await cache.store(answer="Open the settings and choose the second entry of the list.")
+    found = await cache.served(request_id="r1")
+    assert await cache.learn(found.lesson, "It depends on which of the plans you have.", "SHADOW") == "DOUBT"
+    assert await cache.review_verdicts() == ["DOUBTFUL"]
+    assert await cache.feedback("r1", right=True)
+    assert await cache.review_verdicts() == ["RIGHT"]
+
+
+async def test_a_lesson_of_a_near_miss_settles_it(cache):
+    await cache.store(chance=0.6)
+    found = await cache.lookup(at=0.1)
+    assert await cache.learn(found.lesson, "Click reset.") == "SAME"
+    assert await cache.review_verdicts() == ["RIGHT"]
+
+
+async def test_a_callers_wrong_stays_whoever_says_right_later(cache):
+    await cache.store()
+    await cache.served(request_id="r1")
+    await cache.served(request_id="r2")
+    assert await cache.feedback("r1", right=False)
+    assert await cache.review_verdicts() == ["WRONG"]
+    assert await cache.feedback("r2", right=True)
+    assert await cache.review_verdicts(unsettled_only=True) == ["WRONG"]
+
+
+async def test_an_entry_that_is_written_again_is_another_pair_and_the_old_one_has_no_answer(cache):
+    await cache.store()
+    await cache.served(request_id="r1")
+    assert await cache.feedback("r1", right=True)
+    cache.world.clock.time += 1
+    await cache.store(answer="Ask the desk.")
+    await cache.served(request_id="r2")
+    new, old = (await cache.reviews()).reviews
+    assert (new.answer, new.verdict) == ("Ask the desk.", cache_pb2.REVIEW_VERDICT_UNCHECKED)
+    assert (old.answer, old.verdict) == ("", cache_pb2.REVIEW_VERDICT_RIGHT)
+
+
+async def test_reviews_come_in_pages(cache):
+    await cache.store()
+    for index in range(7):
+        cache.world.clock.time += 1
+        await cache.lookup(f"{ASKED} {'please ' * index}", at=0.1, request_id=f"r{index}")
+    pages, token = [], ""
+    while True:
+        page = await cache.reviews(page_size=3, page_token=token)
+        pages.append([review.request_id for review in page.reviews])
+        token = page.next_page_token
+        if not token:
+            break
+    assert pages == [["r6", "r5", "r4"], ["r3", "r2", "r1"], ["r0"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"page_size": 201}, "page_size"), ({"kind": 9}, "kind"), ({"page_token": "x" * 65}, "page_token")],
+)
+async def test_a_review_request_out_of_range_is_refused(cache, change, field):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await cache.reviews(**change)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in caught.value.details()
+
+
+async def test_another_tenant_sees_neither_reviews_nor_namespaces(cache):
+    await cache.store()
+    await cache.served(request_id="r1")
+    await cache.lookup(namespace="generous")
+    other = caller_pb2.Caller(tenant="other")
+    assert not (await cache.stub.ListReviews(cache_pb2.ListReviewsRequest(caller=other))).reviews
+    assert not (await cache.stub.ListNamespaces(cache_pb2.ListNamespacesRequest(caller=other))).namespaces
+    listed = await cache.stub.ListNamespaces(cache_pb2.ListNamespacesRequest(caller=caller_pb2.Caller(tenant="acme")))
+    assert list(listed.namespaces) == ["default", "generous"]
+
+
+async def test_what_cannot_be_written_waits(cache):
+    await cache.store()
+    cache.world.review_store.down = True
+    await cache.served(request_id="r1")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await cache.reviews()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert await cache.feedback("r1", right=False)
+    cache.world.review_store.down = False
+    assert await cache.review_verdicts() == ["WRONG"]

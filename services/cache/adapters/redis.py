@@ -2,6 +2,7 @@
 
     {tenant}:e:<entry id>        the entry: times, header, payload; or an alias of another one. Expires with the answer
     {tenant}:c:<entry id>        how often the entry was checked and found right or wrong; expires
+    {tenant}:g:<entry id>        the group of entries whose answers were found to be one; expires
     {tenant}:x:<key>:<entry id>  the entry was found wrong for the question with this exact key; expires
     {tenant}:v:<namespace>       the namespace's version; never expires
     {tenant}:t:<namespace>:<tag> sorted set of entry ids by expiry; never expires, so that memory pressure cannot lose a tag
@@ -97,14 +98,23 @@ class RedisBodies:
     ) -> tuple[int, list[Candidate]]:
         keys: list[str] = []
         for entry_id in entry_ids:
-            keys += (_entry_key(tenant, entry_id), _blocked_key(tenant, asked, entry_id), _checks_key(tenant, entry_id))
+            keys += (
+                _entry_key(tenant, entry_id),
+                _blocked_key(tenant, asked, entry_id),
+                _checks_key(tenant, entry_id),
+                _group_key(tenant, entry_id),
+            )
         version, *values = await self._values(tenant, namespace, keys)
         found = []
-        for index in range(0, len(values), 3):
+        for index in range(0, len(values), 4):
             body, blocked, checks = _unpack(values[index]), values[index + 1], int(values[index + 2] or 0)
             found.append(
                 Candidate(
-                    body if isinstance(body, Body) else None, blocked is not None, checks % _WRONG, checks // _WRONG
+                    body if isinstance(body, Body) else None,
+                    blocked is not None,
+                    checks % _WRONG,
+                    checks // _WRONG,
+                    _text(values[index + 3]),
                 )
             )
         return int(version or 0), found
@@ -197,6 +207,13 @@ class RedisBodies:
         except (TimeoutError, RedisError, OSError) as error:
             raise StoreUnavailable from error
 
+    async def join(self, tenant: str, entry_id: str, known_id: str, group: str) -> None:
+        try:
+            joined = _text(await self._redis.get(_group_key(tenant, known_id)))
+            await self._redis.set(_group_key(tenant, entry_id), joined or group, ex=_CHECKS_S)
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable from error
+
     async def mark(self, tenant: str, asked: str, entry_id: str, *, right: bool) -> None:
         async with self._redis.pipeline(transaction=True) as pipe:
             checks = _checks_key(tenant, entry_id)
@@ -221,6 +238,7 @@ class RedisBodies:
             # One that does not say may be a user's own.
             per_user=fields.get("u", True),
             cost=fields.get("c"),
+            answer=fields.get("a", ""),
         )
 
     async def remove(self, tenant: str, namespace: str, entry_ids: Sequence[str], tag: str | None = None) -> int:
@@ -358,6 +376,14 @@ def _checks_key(tenant: str, entry_id: str) -> str:
     return f"{{{tenant}}}:c:{entry_id}"
 
 
+def _group_key(tenant: str, entry_id: str) -> str:
+    return f"{{{tenant}}}:g:{entry_id}"
+
+
+def _text(value: bytes | str | None) -> str:
+    return value.decode() if isinstance(value, bytes) else value or ""
+
+
 def _blocked_key(tenant: str, asked: str, entry_id: str) -> str:
     return f"{{{tenant}}}:x:{asked}:{entry_id}"
 
@@ -380,6 +406,7 @@ def _pack(body: Body, header: Header) -> bytes:
         "r": header.request_id,
         "u": header.per_user,
         "c": header.cost,
+        "a": header.answer,
     }
     head = json.dumps(fields, separators=(",", ":")).encode()
     return _PREFIX.pack(_FORMAT, body.created_at, body.expires_at or 0.0, len(head)) + head + body.payload

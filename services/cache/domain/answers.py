@@ -5,6 +5,7 @@ contradicts; they are the same where nothing does and most of what the shorter o
 doubt, which labels nothing.
 """
 
+import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -134,6 +135,12 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]+")
+
+
+def digest(text: str) -> str:
+    """16 hexadecimal digits that two answers share when they are the same words; "" for no words at all."""
+    words = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return hashlib.blake2b(words.encode(), digest_size=8).hexdigest() if words else ""
 
 
 def compare(stored: str, fresh: str, similarity: float | None) -> Comparison:

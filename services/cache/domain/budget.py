@@ -16,7 +16,7 @@ HIGHEST_RISK = 0.25
 _FIRST, _PER_OCTAVE, _BINS = 1e-5, 4, 68
 
 CAUTIOUS, OPEN, TIGHT = "cautious", "open", "tight"
-_SHARE = {CAUTIOUS: 0.5, OPEN: 0.8, TIGHT: 0.1}
+_SHARE = {CAUTIOUS: 0.6, OPEN: 0.8, TIGHT: 0.1}
 """What part of the budget is planned with. Never all of it: probabilities are estimates."""
 REOPEN = 0.5
 """A tight namespace stays so until its wrong share is below this part of the budget."""

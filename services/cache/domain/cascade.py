@@ -1,4 +1,4 @@
-"""The verdict from cheap to dear: what is certain serves or refuses, the verifier reads the rest, most often one pair."""
+"""The verdict from cheap to dear: what is certain refuses, the verifier reads the rest, most often one pair."""
 
 from collections.abc import Sequence
 
@@ -16,12 +16,9 @@ async def judge(
 ) -> tuple[Verdict, int]:
     """The verdict on an asked question, and what the verifier cost in nano-USD.
 
-    A candidate in which the guards find no difference, and which is near enough, needs no verifier. Raises
-    VerifierUnavailable when not even the most promising of the others could be read.
+    No likeness is certain enough to serve unread: a turned order of words or another tense passes every guard. Raises
+    VerifierUnavailable when not even the most promising candidate could be read.
     """
-    certain = verdict.decide(question, suspects, rules)
-    if certain.served is not None:
-        return certain, 0
     screened = verdict.screen(question, suspects, rules, calibration)
     scores: dict[str, float] = {}
     ruled = verdict.rule(screened, scores, rules, calibration)

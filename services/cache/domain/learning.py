@@ -17,10 +17,16 @@ from services.cache.domain.ports import (
     EmbedderUnavailable,
 )
 from services.cache.domain.quality import Quality, QualityStore
+from services.cache.domain.reviews import Reviews, Standing
 
 STALE_ALARM = 0.05
 """A share of stale answers that is surely exceeded (lower end of the 95% interval) raises the alarm."""
 MISS, SHADOW, STALENESS = "miss", "shadow", "staleness"
+_STANDINGS = {
+    Comparison.SAME: Standing.RIGHT,
+    Comparison.DIFFERENT: Standing.WRONG,
+    Comparison.DOUBT: Standing.DOUBTFUL,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class Learning:
         *,
         answer_text: AnswerText,
         stale: Callable[[str, str, float], None],
+        reviews: Reviews,
         embedder: Embedder | None = None,
     ) -> None:
         """`stale` hears of a namespace whose answers have become stale: tenant, namespace, the least share it may be."""
@@ -56,6 +63,7 @@ class Learning:
         self._store = store
         self._answer_text = answer_text
         self._stale = stale
+        self._reviews = reviews
         self._embedder = embedder
         self._alarmed: set[tuple[str, str]] = set()
 
@@ -72,16 +80,22 @@ class Learning:
         _, (body,) = await self._bodies.fetch(tenant, namespace, [known.entry_id])
         if not isinstance(body, Body) or body.created_at != known.born:
             return None
-        if self._bodies.header(body).namespace != namespace:
+        header = self._bodies.header(body)
+        if header.namespace != namespace:
             return None
         stored = self._answer_text(body.payload)
         found = compare(stored, fresh, await self._similarity(stored, fresh))
+        if known.semantic:
+            self._settle(tenant, namespace, known, _STANDINGS[found])
         if found is Comparison.DOUBT:
             self._quality.count(tenant, namespace, doubtful=1)
         elif kind == STALENESS:
             self._aged(tenant, namespace, found is Comparison.DIFFERENT)
         else:
             await self._compared(tenant, namespace, rules, known, kind, found is Comparison.SAME)
+            if kind == MISS and found is Comparison.SAME:
+                # The fresh answer was stored under the asked question's key.
+                await self._bodies.join(tenant, known.asked, known.entry_id, header.answer or known.entry_id)
         return found
 
     async def feedback(self, tenant: str, request_id: str, right: bool) -> bool:
@@ -93,6 +107,8 @@ class Learning:
         lesson = None if note is None else unpack(note.lesson)
         if note is None or lesson is None or not await self._bodies.first_word(tenant, request_id):
             return False
+        if lesson.semantic:
+            self._settle(tenant, note.namespace, lesson, Standing.RIGHT if right else Standing.WRONG)
         if right:
             self._quality.count(tenant, note.namespace, feedback_right=1)
             return True
@@ -123,6 +139,9 @@ class Learning:
             self._quality.learn(tenant, namespace, Label(lesson.features, same))
         if kind == SHADOW:
             await self._bodies.mark(tenant, lesson.asked, lesson.entry_id, right=same)
+
+    def _settle(self, tenant: str, namespace: str, lesson: Lesson, standing: Standing) -> None:
+        self._reviews.settle(tenant, namespace, lesson.asked, lesson.entry_id, lesson.born, standing)
 
     def _aged(self, tenant: str, namespace: str, stale: bool) -> None:
         self._quality.count(tenant, namespace, stale_checked=1, stale=float(stale))

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from services.cache.domain import guards
+from services.cache.domain.answers import digest
 from services.cache.domain.identity import Identity, Keys
 from services.cache.domain.later import Later
 from services.cache.domain.lesson import Lesson
-from services.cache.domain.paraphrases import CANDIDATES, Paraphrases, Query
+from services.cache.domain.paraphrases import Paraphrases, Query
 from services.cache.domain.ports import (
     Alias,
     Bodies,
@@ -28,11 +29,12 @@ from services.cache.domain.ports import (
     VectorsUnavailable,
 )
 from services.cache.domain.quality import Quality
+from services.cache.domain.reviews import Reviews
 from services.cache.domain.standalone import stands_alone
 from services.common.chat import Answer, Chat, FinishReason, Role
 from services.common.clock import Clock
 
-__all__ = ["CANDIDATES", "SemanticCache", "StoreUnavailable"]
+__all__ = ["SemanticCache", "StoreUnavailable"]
 
 REMOVED_TOGETHER = 100
 """How many entries are read and removed at once when many go: all of a big tag would outlast a store's patience."""
@@ -52,6 +54,7 @@ class SemanticCache:
         clock: Clock,
         later: Later,
         prices: Prices,
+        reviews: Reviews,
     ) -> None:
         self._bodies = bodies
         self._vectors = vectors
@@ -60,10 +63,12 @@ class SemanticCache:
         self._clock = clock
         self._later = later
         self._prices = prices
+        self._reviews = reviews
         self._versions: dict[tuple[str, str], int] = {}
 
     async def lookup(self, question: Question, rules: CacheRules, controls: Controls) -> Found:
         """Looks up exactly, then, with a vector, semantically. Raises StoreUnavailable."""
+        self._reviews.visit(question.tenant, question.namespace)
         oldest = -1.0 if controls.max_age is None else self._clock.now() - controls.max_age
         found = await self._find(
             question,
@@ -128,6 +133,7 @@ class SemanticCache:
             request_id=question.request_id,
             per_user=per_user,
             cost=self._prices(fresh.model, fresh.usage),
+            answer=digest(fresh.answer.message.text),
         )
         body = Body(fresh.payload(entry_id, now, expires_at), now, expires_at, b"")
         await self._bodies.put(question.tenant, entry_id, body, header)

@@ -30,12 +30,11 @@ from services.cache.domain.ports import (
     VerifierUnavailable,
 )
 from services.cache.domain.quality import Quality
-from services.cache.domain.verdict import Judged, Rules, Suspect, Verdict
+from services.cache.domain.reviews import TEXT, Kind, Review, Reviews
+from services.cache.domain.verdict import CANDIDATES, Judged, Rules, Suspect, Verdict
 from services.common.clock import Clock
 from services.common.tokens import estimate_tokens
 
-CANDIDATES = 10
-"""How many neighbours are judged: the right one is often not the nearest."""
 HEARSAY = 0.5
 """What a label counts that rests on somebody's word, and not on a comparison of answers."""
 PINNED_ALIAS_CLASS = "archive"
@@ -91,6 +90,7 @@ class Paraphrases:
         *,
         prices: Prices,
         answer_text: AnswerText,
+        reviews: Reviews,
         verifier: Verifier | None = None,
         judge: Judge | None = None,
     ) -> None:
@@ -101,6 +101,7 @@ class Paraphrases:
         self._later = later
         self._prices = prices
         self._answer_text = answer_text
+        self._reviews = reviews
         self._verifier = verifier
         self._judge = judge
 
@@ -144,7 +145,9 @@ class Paraphrases:
             features=alias.features,
         )
         decision = Verdict(alias.target, BY_ALIAS, (known,), _required(limits, alias.probability), alias=True)
-        return _hit(query, decision, _Known(body, header))
+        entry = _Known(body, header)
+        self._show(query, Kind.HIT, known, entry)
+        return _hit(query, decision, entry)
 
     async def search(self, query: Query, vector: Vector) -> Found:
         """Looks for a stored question that one answer serves with. Raises StoreUnavailable."""
@@ -189,7 +192,10 @@ class Paraphrases:
             decision, extra = await self._ask_judge(query, decision, known[best.entry_id])
             cost += extra
         if not query.silent:
-            self._count(query, decision, chance, verified)
+            nearly = self._count(query, decision, chance, verified)
+            if best is not None and best.entry_id in known and (nearly or decision.served is not None):
+                kind = Kind.NEAR_MISS if nearly else Kind.HIT
+                self._show(query, kind, decision.judged[0], known[best.entry_id])
         if decision.served is None:
             lesson = b""
             if rules.learn and best is not None and best.features is not None and best.entry_id in known:
@@ -260,7 +266,27 @@ class Paraphrases:
             decision, served=best.entry_id if ruling.same else None, reason=reason, judged=judged
         ), ruling.cost
 
-    def _count(self, query: Query, decision: Verdict, chance: float | None, verified: bool) -> None:
+    def _show(self, query: Query, kind: Kind, judged: Judged, known: _Known) -> None:
+        """Takes a pair in for people to look through, where the policy allows that."""
+        if not query.rules.review:
+            return
+        question = query.question
+        review = Review(
+            kind,
+            self._clock.now(),
+            known.body.created_at,
+            question.request_id,
+            judged.entry_id,
+            query.text[:TEXT],
+            known.header.question[:TEXT],
+            judged.similarity,
+            judged.probability,
+            judged.reason,
+        )
+        self._reviews.saw(question.tenant, question.namespace, query.asked, review)
+
+    def _count(self, query: Query, decision: Verdict, chance: float | None, verified: bool) -> bool:
+        """Counts a lookup; says whether it was a near miss."""
         tenant, namespace = query.question.tenant, query.question.namespace
         if verified:
             self._quality.saw(tenant, namespace, 1.0 if chance is None else 1.0 - chance)
@@ -270,6 +296,8 @@ class Paraphrases:
             self._quality.count(tenant, namespace, semantic_hits=1)
         elif chance is not None and chance >= decision.threshold / 2:
             self._quality.count(tenant, namespace, near_misses=1)
+            return True
+        return False
 
     async def _put_alias(self, query: Query, vector: Vector, decision: Verdict, known: _Known) -> None:
         keys = query.miss.keys
@@ -318,6 +346,7 @@ def _suspect(entry_id: str, similarity: float, candidate: Candidate, known: _Kno
         known.body.expires_at is None,
         math.log((1 + candidate.right) / (1 + candidate.wrong)),
         candidate.blocked,
+        candidate.group or known.header.answer,
     )
 
 

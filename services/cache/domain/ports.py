@@ -67,6 +67,7 @@ class CacheRules:
     judge_ms: float = 1500.0
     learn: bool = True
     standalone: bool = False
+    review: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class Controls:
 class Header:
     """What the cache itself needs to know of an entry.
 
-    `per_user`: it is one user's own. `cost` is the price of generating it in nano-USD, None where no price is known.
+    `per_user`: it is one user's own. `cost` is the price of generating it in nano-USD, None where no price is known. `answer`
+    is a digest of the answer's words: entries with the same one share an answer, however they were asked.
     """
 
     question: str
@@ -107,6 +109,7 @@ class Header:
     request_id: str
     per_user: bool = False
     cost: int | None = None
+    answer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +144,15 @@ class Alias:
 class Candidate:
     """An entry as a candidate: `body` is None where it is gone.
 
-    `blocked`: it was found wrong for the asked question. `right` and `wrong` count the checks of this entry.
+    `blocked`: it was found wrong for the asked question. `right` and `wrong` count the checks of this entry. Entries of one
+    `group` were found to have one answer; "" where nothing was found.
     """
 
     body: Body | None = None
     blocked: bool = False
     right: int = 0
     wrong: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +230,12 @@ class Bodies(Protocol):
 
     async def drop_alias(self, tenant: str, exact_key: str) -> None:
         """Removes an alias; leaves an entry."""
+        ...
+
+    async def join(self, tenant: str, entry_id: str, known_id: str, group: str) -> None:
+        """Notes that two entries have one answer: the first joins the group of the other, which is `group` unless that one
+        joined another. Raises StoreUnavailable.
+        """
         ...
 
     async def mark(self, tenant: str, asked: str, entry_id: str, *, right: bool) -> None:

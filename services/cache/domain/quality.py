@@ -46,6 +46,17 @@ class QualityStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a namespace of a tenant stands: its error budget, and the greatest P(wrong) that it may serve under it now."""
+
+    tenant: str
+    namespace: str
+    record: Record
+    delta: float
+    limit: float
+
+
 @dataclass(slots=True)
 class _Namespace:
     labels: list[Label] = field(default_factory=list)
@@ -57,6 +68,7 @@ class _Namespace:
     fitted: int = 0
     loaded_at: float | None = None
     used: bool = True
+    delta: float = 0.0
     limit: float = 0.0
     limit_for: tuple[float, ...] = ()
 
@@ -65,12 +77,19 @@ class Quality:
     """Records, calibrations and thresholds by tenant and namespace."""
 
     def __init__(
-        self, prior: Calibration, clock: Clock, changed: Callable[[str, str, str, Record], None] | None = None
+        self,
+        prior: Calibration,
+        clock: Clock,
+        changed: Callable[[str, str, str, Record], None] | None = None,
+        counted: Callable[[str, Mapping[str, float]], None] | None = None,
     ) -> None:
-        """`changed` hears of each change of state: tenant, namespace, the state before, the record after."""
+        """`changed` hears of each change of state: tenant, namespace, the state before, the record after. `counted` hears of
+        what this process counts: namespace, counts.
+        """
         self._prior = prior
         self._clock = clock
         self._changed = changed
+        self._counted = counted
         self._namespaces: dict[Key, _Namespace] = {}
 
     @property
@@ -97,7 +116,7 @@ class Quality:
             if record.state != before and self._changed is not None:
                 self._changed(tenant, namespace, before, record)
             known.limit = highest_risk(record, self._prior.risks, self._prior.first_risk(delta), delta)
-            known.limit_for = asked
+            known.limit_for, known.delta = asked, delta
         return known.limit
 
     def count(self, tenant: str, namespace: str, **counts: float) -> None:
@@ -106,6 +125,8 @@ class Quality:
         for name, count in counts.items():
             known.unsent[name] = known.unsent.get(name, 0.0) + count
             setattr(known.record, name, getattr(known.record, name) + count)
+        if self._counted is not None:
+            self._counted(namespace, counts)
 
     def saw(self, tenant: str, namespace: str, risk: float) -> None:
         """Counts a lookup by the P(wrong) of its best candidate; 1 where there was none."""
@@ -126,6 +147,14 @@ class Quality:
         known.fitted += 1
         if known.fitted >= REFIT_EVERY or len(known.labels) == 1:
             self._fit(known)
+
+    def standings(self) -> list[Standing]:
+        """Of the namespaces that were asked for their limit. May be called by any thread."""
+        return [
+            Standing(*key, known.record, known.delta, known.limit)
+            for key, known in list(self._namespaces.items())
+            if known.delta
+        ]
 
     async def sync(self, store: QualityStore) -> None:
         """Writes what was counted and reads what others did. Raises StoreUnavailable; what was not written stays."""

@@ -25,12 +25,35 @@ FEATURES = (
     "length",
     "unknown_language",
     "record",
+    "lead",
+    "alone",
+    "support",
 )
 """What the calibration weighs, in this order. `verifier` is its log-odds, `similarity` the cosine, `margin` how far the cosine is
-behind the best candidate's; the others are 0 where nothing speaks against one answer.
+behind the best candidate's. `lead`, `alone` and `support` tell of the other candidates (`Standing`). The rest are 0 where nothing
+speaks against one answer.
 """
 
 _LOGIT_LIMIT = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A candidate among the others of its lookup.
+
+    `margin`: how far its cosine is behind the best. `lead`: how far the best cosine of its answer, which other stored questions
+    may share, is ahead of any other answer's, in steps of LEAD_STEP, -4 to 4. `alone`: no other answer is near, so a lead would
+    mean nothing. `support`: the other candidates with its answer, as log(1 + count).
+    """
+
+    margin: float = 0.0
+    lead: float = 0.0
+    alone: bool = True
+    support: float = 0.0
+
+
+LEAD_STEP = 0.05
+MAX_LEAD = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +115,20 @@ def compare(asked: Reading, stored: Reading) -> Signals:
     return Signals(values, notes)
 
 
-def vector(signals: Signals, *, verifier: float, similarity: float, margin: float, record: float) -> tuple[float, ...]:
+def vector(
+    signals: Signals, *, verifier: float, similarity: float, standing: Standing, record: float
+) -> tuple[float, ...]:
     """All features in the order of FEATURES. `verifier` is a probability, 0 to 1."""
     kept = min(max(verifier, 1e-9), 1 - 1e-9)
     odds = math.log(kept / (1 - kept))
     values = signals.values | {
         "verifier": min(max(odds, -_LOGIT_LIMIT), _LOGIT_LIMIT),
         "similarity": similarity,
-        "margin": margin,
+        "margin": standing.margin,
         "record": record,
+        "lead": standing.lead,
+        "alone": float(standing.alone),
+        "support": standing.support,
     }
     return tuple(values[name] for name in FEATURES)
 

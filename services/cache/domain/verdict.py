@@ -4,6 +4,7 @@ With a verifier: certain differences refuse, the rest are ranked, the verifier r
 decides. Without one, `decide` stands alone: any difference that the guards know refuses, and the similarity must suffice.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,8 @@ from services.cache.domain.calibration import Calibration
 SERVED = "served"
 NO_CANDIDATE = "no_candidate"
 UNSURE = "unsure"
+CANDIDATES = 10
+"""How many of the nearest stored questions are judged: the right one is often not the nearest."""
 PINNED_BONUS = 1.0
 """How much better a curated answer ranks: it is judged first, by the same measure."""
 
@@ -37,7 +40,7 @@ class Suspect:
     """A stored question that resembles the asked one; `question` is None when its answer is gone.
 
     `record` is the log-odds of its checks: above 0 where its answer was right more often than wrong. `blocked`: it was found
-    wrong for this very question.
+    wrong for this very question. Suspects of one `group` were found to have one answer; "" is a group of its own.
     """
 
     entry_id: str
@@ -47,6 +50,7 @@ class Suspect:
     pinned: bool
     record: float = 0.0
     blocked: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class Pending:
 
     suspect: Suspect
     differences: signals.Signals
-    margin: float
+    standing: signals.Standing
     rank: float
 
     def features(self, verifier: float) -> tuple[float, ...]:
@@ -90,7 +94,7 @@ class Pending:
             self.differences,
             verifier=verifier,
             similarity=self.suspect.similarity,
-            margin=self.margin,
+            standing=self.standing,
             record=self.suspect.record,
         )
 
@@ -108,7 +112,7 @@ def screen(question: str, suspects: Sequence[Suspect], rules: Rules, calibration
     asked = guards.read(question)
     refused: list[Judged] = []
     pending: list[Pending] = []
-    nearest = max((suspect.similarity for suspect in suspects), default=0.0)
+    standings = _standings(suspects)
     for suspect in suspects:
         reason, detail = _unfit(suspect, rules), ""
         if reason is None and suspect.question is not None:
@@ -116,17 +120,40 @@ def screen(question: str, suspects: Sequence[Suspect], rules: Rules, calibration
             veto = signals.certain(asked, stored, cross_language=rules.cross_language)
             if veto is None:
                 differences = signals.compare(asked, stored)
-                margin = nearest - suspect.similarity
+                standing = standings[suspect.entry_id]
                 cheap = signals.vector(
-                    differences, verifier=0.5, similarity=suspect.similarity, margin=margin, record=suspect.record
+                    differences, verifier=0.5, similarity=suspect.similarity, standing=standing, record=suspect.record
                 )
                 rank = calibration.rank(cheap) + PINNED_BONUS * suspect.pinned
-                pending.append(Pending(suspect, differences, margin, rank))
+                pending.append(Pending(suspect, differences, standing, rank))
                 continue
             reason, detail = f"veto_{veto.reason}", veto.detail
         refused.append(Judged(suspect.entry_id, suspect.similarity, reason or "gone", detail, suspect.question or ""))
     pending.sort(key=lambda p: -p.rank)
     return Screened(tuple(refused), tuple(pending))
+
+
+def _standings(suspects: Sequence[Suspect]) -> dict[str, signals.Standing]:
+    """Where each candidate stands among the others. Near questions that want different answers are the ones that are mixed up."""
+    best: dict[str, float] = {}
+    count: dict[str, int] = {}
+    for suspect in suspects:
+        group = suspect.group or suspect.entry_id
+        best[group] = max(best.get(group, -1.0), suspect.similarity)
+        count[group] = count.get(group, 0) + 1
+    nearest = max(best.values(), default=0.0)
+    # Answers that are further away than the last candidate were not looked at.
+    beyond = min((s.similarity for s in suspects), default=0.0) if len(suspects) >= CANDIDATES else None
+    standings: dict[str, signals.Standing] = {}
+    for suspect in suspects:
+        group = suspect.group or suspect.entry_id
+        rival = max((top for other, top in best.items() if other != group), default=beyond)
+        steps = 0.0 if rival is None else (best[group] - rival) / signals.LEAD_STEP
+        lead = min(max(steps, -signals.MAX_LEAD), signals.MAX_LEAD)
+        standings[suspect.entry_id] = signals.Standing(
+            nearest - suspect.similarity, lead, rival is None, math.log(count[group])
+        )
+    return standings
 
 
 def rule(screened: Screened, scores: Mapping[str, float], rules: Rules, calibration: Calibration) -> Verdict:

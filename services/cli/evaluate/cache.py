@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
 
@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.cache.convert import rules_of
 from services.cache.domain import cascade, guards, verdict
 from services.cache.domain.calibration import Calibration, Label
-from services.cache.domain.paraphrases import CANDIDATES
 from services.cache.domain.ports import CacheRules, Scores
 from services.cache.domain.quality import Quality
-from services.cache.domain.verdict import Suspect, Verdict
+from services.cache.domain.verdict import CANDIDATES, Suspect, Verdict
 from services.cli.evaluate.rows import read_rows, write_rows
 from services.common.policy import Policy
 from services.common.prices import PriceBook
@@ -215,13 +214,14 @@ def serve_stream(stream: Sequence[tuple[str, str]], encoder: TextModel, trial: T
 
     async def serve() -> list[Line]:
         stored: list[int] = []
+        groups: dict[int, str] = {}
         exact: dict[str, int] = {}
         lines: list[Line] = []
         for index, (text, answer) in enumerate(stream):
             if text in exact:
                 lines.append(_line(True, stream[exact[text]][1] == answer, None, 1.0, "exact"))
                 continue
-            suspects = _nearest(vectors, stored, index, texts, rules) if readable[index] else []
+            suspects = _nearest(vectors, stored, index, texts, rules, groups) if readable[index] else []
             decided = await trial.judge(text, suspects)
             similarity = suspects[0].similarity if suspects else None
             if decided.served is not None:
@@ -229,7 +229,11 @@ def serve_stream(stream: Sequence[tuple[str, str]], encoder: TextModel, trial: T
                 continue
             lines.append(_of(decided, None, similarity))
             if decided.judged:
-                trial.learn(decided, stream[int(decided.judged[0].entry_id)][1] == answer)
+                best = int(decided.judged[0].entry_id)
+                same = stream[best][1] == answer
+                trial.learn(decided, same)
+                if same:
+                    groups[index] = groups.get(best, str(best))
             exact[text] = index
             if readable[index]:
                 stored.append(index)
@@ -244,11 +248,18 @@ def _encode(encoder: TextModel, texts: Sequence[str]) -> tuple[Vectors, list[boo
     return np.concatenate([b.vectors for b in batches]), [not cut for b in batches for cut in b.truncated]
 
 
-def _suspect(entry: int, similarity: float, question: str) -> Suspect:
-    return Suspect(str(entry), similarity, question, created_at=1.0, pinned=False)
+def _suspect(entry: int, similarity: float, question: str, group: str = "") -> Suspect:
+    return Suspect(str(entry), similarity, question, created_at=1.0, pinned=False, group=group)
 
 
-def _nearest(vectors: Vectors, stored: list[int], index: int, texts: Sequence[str], rules: CacheRules) -> list[Suspect]:
+def _nearest(
+    vectors: Vectors,
+    stored: list[int],
+    index: int,
+    texts: Sequence[str],
+    rules: CacheRules,
+    groups: Mapping[int, str],
+) -> list[Suspect]:
     """The candidates of a search: the nearest stored questions in the asked one's language."""
     if not stored:
         return []
@@ -257,7 +268,8 @@ def _nearest(vectors: Vectors, stored: list[int], index: int, texts: Sequence[st
     for i in np.argsort(-similarities):
         if len(found) == CANDIDATES or similarities[i] < rules.floor:
             break
-        found += _in_language(texts[index], [_suspect(stored[i], float(similarities[i]), texts[stored[i]])], rules)
+        known = _suspect(stored[i], float(similarities[i]), texts[stored[i]], groups.get(stored[i], ""))
+        found += _in_language(texts[index], [known], rules)
     return found
 
 
