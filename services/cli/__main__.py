@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from services.cli import budgets as budgets_command
 from services.cli import chat as chat_command
 from services.cli import costs as costs_command
 from services.cli import prompt_cache as prompt_cache_command
@@ -23,6 +24,7 @@ from services.cli.batch import commands as batch_commands
 from services.cli.cache import commands as cache_commands
 from services.cli.demo import report, run, workload
 from services.cli.export import commands as export_commands
+from services.cli.keys import commands as keys_commands
 from services.cli.mesh import LocalMesh, MeshError, MeshJson, Reporter, default_state_dir, read_mesh_json
 from services.cli.prices import commands as prices_commands
 from services.cli.running import run as _run
@@ -217,6 +219,13 @@ async def _up(state: Path, policy: Path | None, console: Console) -> None:
             soft_wrap=True,
         )
         console.print(
+            f"  curl {mesh['http']}/v1/chat/completions -H 'authorization: Bearer {key}' "
+            f"-H 'content-type: application/json' "
+            f'-d \'{{"model":"auto","messages":[{{"role":"user","content":"Hello"}}]}}\'',
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(
             f"\nKeys of all tenants and all addresses: {state / 'mesh.json'} ({tenant} above). Ctrl-C stops.",
             highlight=False,
         )
@@ -254,8 +263,10 @@ def _running(state: Path | None) -> MeshJson | None:
 
 
 batch_commands.register(app)
+budgets_command.register(app)
 cache_commands.register(app)
 export_commands.register(app)
+keys_commands.register(app)
 prices_commands.register(app)
 
 if __name__ == "__main__":

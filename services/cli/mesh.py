@@ -24,9 +24,11 @@ from services.cli.processes import (
     redis_probe,
 )
 from services.edge.adapters.keys import hash_key
+from services.edge.domain.keys import Scope, new_secret
 
 SERVICES = ("embedder", "cache", "router", "compressor", "engine", "provider", "edge")
 TENANTS = ("acme-shop", "volta-energy")
+ADMIN_TENANT = "admin"
 # A common two-core cloud machine; the engine's measured seconds are billed at this price.
 ENGINE_USD_PER_HOUR = "0.10"
 EMBEDDER_USD_PER_HOUR = "0.10"
@@ -41,14 +43,15 @@ class ServiceJson(TypedDict):
 
 
 class MeshJson(TypedDict):
-    """The file that says where a running mesh is. `http` is null until the edge has an HTTP door."""
+    """The file that says where a running mesh is."""
 
     edge: str
-    http: str | None
+    http: str
     services: dict[str, ServiceJson]
     redis: str
     qdrant: str
     keys: dict[str, str]
+    admin_key: str
 
 
 class MeshError(Exception):
@@ -120,11 +123,12 @@ class LocalMesh:
         pids = {child.spec.name: child for child in self._children}
         return {
             "edge": self._address["edge"],
-            "http": None,
+            "http": f"http://{self._address['http']}",
             "services": {n: {"pid": c.pid, "address": c.spec.address} for n, c in pids.items()},
             "redis": f"redis://{self._address['redis']}/0",
             "qdrant": self._address["qdrant"],
             "keys": self._keys,
+            "admin_key": self._admin_key,
         }
 
     async def _until_ready(self) -> None:
@@ -149,21 +153,24 @@ class LocalMesh:
             (self._state / folder).mkdir(exist_ok=True, mode=0o700)
         if (self._state / "mesh.json").exists() and _alive(read_mesh_json(self._state)):
             raise MeshError(f"a mesh already runs at {self._state}; stop it or choose another folder with --state")
-        self._keys = self._load_keys()
-        names = ("redis", "qdrant", "vendor", *SERVICES)
+        self._keys, self._admin_key = self._load_keys()
+        names = ("redis", "qdrant", "vendor", "http", *SERVICES)
         self._address = {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
         self._write_vendors()
 
-    def _load_keys(self) -> dict[str, str]:
-        """The tenants' keys: made once, kept in a file that only the owner can read."""
-        plain = self._state / "keys.plain.json"
+    def _load_keys(self) -> tuple[dict[str, str], str]:
+        """The tenants' keys and the admin's: made once, kept in files that only the owner can read."""
+        plain, admin = self._state / "keys.plain.json", self._state / "admin_key.plain"
         if not plain.exists():
-            keys = {tenant: f"lm-{secrets.token_urlsafe(24)}" for tenant in TENANTS}
-            _write_private(plain, json.dumps(keys))
-        loaded: dict[str, str] = json.loads(plain.read_text(encoding="utf-8"))
-        hashed = {hash_key(key): {"tenant": tenant} for tenant, key in loaded.items()}
+            _write_private(plain, json.dumps({tenant: new_secret() for tenant in TENANTS}))
+        if not admin.exists():
+            _write_private(admin, new_secret())
+        keys: dict[str, str] = json.loads(plain.read_text(encoding="utf-8"))
+        admin_key = admin.read_text(encoding="utf-8")
+        hashed: dict[str, dict[str, object]] = {hash_key(key): {"tenant": tenant} for tenant, key in keys.items()}
+        hashed[hash_key(admin_key)] = {"tenant": ADMIN_TENANT, "scopes": [Scope.ADMIN]}
         _write_private(self._state / "keys.json", json.dumps(hashed))
-        return loaded
+        return keys, admin_key
 
     def _write_vendors(self) -> None:
         """All vendor models go to the stand-in vendor; the engine's model to the engine."""
@@ -211,6 +218,7 @@ class LocalMesh:
                 "REDIS_URL": redis_url,
                 "KEYS_FILE": str(state / "keys.json"),
                 "SPOOL_DIR": str(state / "spool"),
+                "HTTP_PORT": port["http"],
                 # Two cores are shared with the models: what is slow here is not down.
                 "EMBED_TIMEOUT_SECONDS": "5",
                 "CACHE_TIMEOUT_SECONDS": "3",

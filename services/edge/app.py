@@ -10,30 +10,37 @@ import structlog
 from llmmesh.edge.v1.batch_pb2_grpc import add_BatchServiceServicer_to_server
 from llmmesh.edge.v1.costs_pb2_grpc import add_CostServiceServicer_to_server
 from llmmesh.edge.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
+from llmmesh.edge.v1.keys_pb2_grpc import add_KeyServiceServicer_to_server
 from services.common.channels import open_channel
 from services.common.clock import SystemClock
-from services.common.errors import MeshError
-from services.common.money import Rates
-from services.common.policy import Policy, TtlClass
+from services.common.errors import MeshError, NotReady
+from services.common.money import NANO, Rates
+from services.common.policy import BudgetPolicy, Policy, TtlClass
 from services.common.prices import PriceBook
 from services.common.runtime import Service
 from services.common.yaml_file import ConfigError
 from services.edge.adapters.batch_provider import BatchProviderPeer
-from services.edge.adapters.keys import KeyFile
+from services.edge.adapters.keys import KeyFile, KeyRing
+from services.edge.adapters.metrics import MeteredLedger, MeteredSpool, MeteredWalk, RecordMetrics, counted, watch_spool
 from services.edge.adapters.peers import CachePeer, CompressorPeer, EmbedderPeer, LeasePeer, ProviderPeer, RouterPeer
-from services.edge.adapters.redis import RedisBudgets, RedisLedger, open_redis
+from services.edge.adapters.redis import RedisLedger, open_redis
 from services.edge.adapters.redis_batches import RedisBatches
+from services.edge.adapters.redis_budgets import RedisBudgets
+from services.edge.adapters.redis_keys import RedisKeys
+from services.edge.adapters.redis_rate_limits import RedisRateLimits
 from services.edge.adapters.spans import check_span
 from services.edge.adapters.spool import FileSpool
 from services.edge.adapters.traffic import RedisTraffic
 from services.edge.batch_servicer import BatchServicer
 from services.edge.domain.batch_items import ItemSteps, Records
 from services.edge.domain.batch_worker import BatchWorker
+from services.edge.domain.budgets import Budget, BudgetBook, Mode, Period
 from services.edge.domain.ledger import Spool
 from services.edge.domain.steps import Steps
 from services.edge.domain.traffic import Recording
 from services.edge.domain.trip import NamespaceRules, Rules
-from services.edge.domain.walk import Walk
+from services.edge.door import Door
+from services.edge.key_servicer import KeyServicer
 from services.edge.servicer import CostServicer, InferenceServicer
 from services.edge.settings import EdgeSettings
 
@@ -46,23 +53,31 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
     """The composition root."""
     prices = PriceBook.load(settings.prices_file)
     policy = Policy.load(settings.policy_file, prices)
-    keys = KeyFile(settings.keys_file)
+    key_file = KeyFile(settings.keys_file)
     clock = SystemClock()
     redis = open_redis(settings.redis_url.get_secret_value())
     stack.push_async_callback(redis.aclose)
+    shared_keys = RedisKeys(redis, clock)
+    with suppress(NotReady):
+        await shared_keys.refresh()
+    keys = KeyRing(shared_keys, key_file, clock)
+    rate_limits = RedisRateLimits(redis, settings.budget_replicas, clock)
     ledger = RedisLedger(redis)
-    limits = {name: rules.budget.usd_per_day for name, rules in policy.namespaces.items()}
     spool = await stack.enter_async_context(
         FileSpool(settings.spool_dir, ledger, settings.flush_seconds, settings.spool_fsync_seconds)
     )
     names = ("embedder", "cache", "router", "compressor", "provider")
     channels = {name: await stack.enter_async_context(open_channel(getattr(settings, name))) for name in names}
-    on_degraded = note_degraded()
-    budgets = RedisBudgets(redis, limits, settings.budget_replicas, clock)
+    on_degraded = counted(note_degraded())
+    watch_spool(spool, clock.now)
+    record_metrics = RecordMetrics(tenants=settings.metrics_tenants)
+    metered = MeteredSpool(spool, record_metrics)
+    rules = rules_of(policy, prices)
+    budgets = RedisBudgets(redis, rules.budgets, settings.budget_replicas, clock)
 
     def steps_to(records: Spool) -> Steps:
         return Steps(
-            rules_of(policy, prices),
+            rules,
             EmbedderPeer(channels["embedder"], settings.embed_timeout_seconds),
             CachePeer(channels["cache"], settings.cache_timeout_seconds, settings.store_timeout_seconds),
             RouterPeer(channels["router"], settings.route_timeout_seconds),
@@ -77,27 +92,39 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
             RedisTraffic(redis, clock),
         )
 
-    walk = Walk(steps_to(spool), LeasePeer(channels["cache"], settings.cache_timeout_seconds), on_degraded)
+    walk = MeteredWalk(steps_to(metered), LeasePeer(channels["cache"], settings.cache_timeout_seconds), on_degraded)
     stack.push_async_callback(walk.close)
-    batches, records = RedisBatches(redis), Records(spool)
+    door = Door(walk, keys, rate_limits, settings.default_timeout_seconds)
+    batches, records = RedisBatches(redis), Records(metered)
     batch_steps = steps_to(records)
     stack.push_async_callback(batch_steps.close)
     worker = BatchWorker(
         batches,
         BatchProviderPeer(channels["provider"]),
         ItemSteps(batch_steps, records),
-        ledger,
+        MeteredLedger(redis, record_metrics),
         budgets,
         clock,
         on_degraded,
         _note_defect,
     )
     await _keep(stack, worker.run())
-    await _keep(stack, _reload_forever(keys))
+    await _keep(stack, shared_keys.follow())
+    await _keep(stack, _reload_forever(key_file))
+    if settings.http_port is not None:
+        # Imported here: an edge without this door has no need of its libraries.
+        from services.edge.http.app import Api, make_app
+        from services.edge.http.server import serve_http
+
+        embedder = EmbedderPeer(channels["embedder"], settings.default_timeout_seconds)
+        api = Api(door, model_names(policy), embedder, metered, ledger.missing, settings.max_message_bytes)
+        await stack.enter_async_context(
+            serve_http(make_app(api), settings.host, settings.http_port, settings.grace_seconds)
+        )
     return [
         Service(
             "llmmesh.edge.v1.InferenceService",
-            InferenceServicer(walk, keys, settings.default_timeout_seconds),
+            InferenceServicer(door),
             add_InferenceServiceServicer_to_server,
         ),
         Service(
@@ -108,11 +135,23 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
         ),
         Service(
             "llmmesh.edge.v1.BatchService",
-            BatchServicer(batches, keys, clock, batch_steps.rules_of, worker.wake),
+            BatchServicer(batches, keys, rate_limits, clock, batch_steps.rules_of, worker.wake),
             add_BatchServiceServicer_to_server,
             missing=ledger.missing,
         ),
+        Service(
+            "llmmesh.edge.v1.KeyService",
+            KeyServicer(shared_keys, key_file, keys, clock),
+            add_KeyServiceServicer_to_server,
+            missing=ledger.missing,
+        ),
     ]
+
+
+def model_names(policy: Policy) -> list[str]:
+    """What a request may ask for: "auto", the tiers, and their models."""
+    models = (model for tier in policy.tiers.values() for model in tier.candidates)
+    return list(dict.fromkeys(("auto", *policy.tiers, *models)))
 
 
 def rules_of(policy: Policy, prices: PriceBook) -> Rules:
@@ -140,7 +179,6 @@ def rules_of(policy: Policy, prices: PriceBook) -> Rules:
                 compression_rate=rules.compression.rate,
                 min_block_tokens=rules.compression.min_block_tokens,
                 default_tier=rules.default_tier,
-                budgeted=rules.budget.usd_per_day is not None,
                 hedge=rules.resilience.hedge,
                 recording=Recording(frozenset(rules.record.tenants), rules.record.max_pairs, rules.record.keep),
             )
@@ -149,6 +187,21 @@ def rules_of(policy: Policy, prices: PriceBook) -> Rules:
         {name: tier.candidates for name, tier in policy.tiers.items()},
         baseline,
         prices.rates,
+        BudgetBook(tuple(_budget(budget, policy, prices) for budget in policy.budgets)),
+    )
+
+
+def _budget(rules: BudgetPolicy, policy: Policy, prices: PriceBook) -> Budget:
+    return Budget(
+        rules.name,
+        round(rules.usd * NANO),
+        Period(rules.period),
+        Mode(rules.mode),
+        rules.tenant,
+        rules.endpoint,
+        rules.user,
+        rules.namespace,
+        rules.degrade_to or policy.cheapest_tier(prices),
     )
 
 

@@ -25,6 +25,9 @@ class EdgeSettings(ServiceSettings):
         Path("keys.json"),
         description="Hashed API keys: {sha256 hex of the key: {tenant}}. Re-read when it changes.",
     )
+    http_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of the HTTP door (OpenAI's API); 0 lets the system choose. Unset: no door."
+    )
     spool_dir: Path = Field(Path("spool"), description="Folder of the usage-record spool; on a volume in production.")
     spool_fsync_seconds: float = Field(
         0.1, gt=0, le=10, description="At most this much of the spool is lost with a node (not with a killed process)."
@@ -51,5 +54,6 @@ class EdgeSettings(ServiceSettings):
     budget_replicas: int = Field(
         1,
         ge=1,
-        description="Edge replicas: while Redis is down each may spend this share of what was left of a budget.",
+        description="Edge replicas: while Redis is down each may spend this share of what was left of a budget, and of a "
+        "key's requests per minute.",
     )

@@ -43,8 +43,9 @@ from services.edge.adapters.keys import KeyFile, hash_key
 from services.edge.adapters.peers import CachePeer, EmbedderPeer, LeasePeer, ProviderPeer, RouterPeer
 from services.edge.convert import receipt_to_pb
 from services.edge.domain.ports import Found, LessonKind
+from services.edge.door import Door
 from services.edge.servicer import CostServicer, InferenceServicer
-from tests.unit.edge.fakes import Clock, World, hit, question, text_answer
+from tests.unit.edge.fakes import Clock, NoLimits, World, hit, question, text_answer
 from tests.waiting import until
 
 INFERENCE = "llmmesh.edge.v1.InferenceService"
@@ -89,10 +90,11 @@ async def edge(tmp_path):
     path = tmp_path / "keys.json"
     path.write_text(json.dumps({hash_key("k-1"): {"tenant": "acme"}, hash_key("k-2"): {"tenant": "volta"}}))
     keys, world, ledger = KeyFile(path), World(budgeted=True), MemoryLedger()
+    limits = NoLimits()
     services = [
         Service(
             INFERENCE,
-            InferenceServicer(world.walk, keys, 30.0),
+            InferenceServicer(Door(world.walk, keys, limits, 30.0)),
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
         ),
         Service(

@@ -11,7 +11,7 @@ from services.cli.mesh import MeshError, MeshJson
 
 MESH: MeshJson = {
     "edge": "h:1",
-    "http": None,
+    "http": "http://127.0.0.1:4",
     "services": {"cache": {"pid": 1, "address": "h:2"}, "embedder": {"pid": 2, "address": "h:3"}},
     "redis": "",
     "qdrant": "",
