@@ -3,8 +3,10 @@
 One layer and not four, because on the hot path each costs more than the cache lookup it surrounds.
 """
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from functools import cache
 from typing import Any, Protocol, cast
 
 import grpc
@@ -14,7 +16,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer
 
-from services.common import telemetry
+from services.common import metrics, telemetry
 from services.common.deadline import set_remaining
 from services.common.errors import STATUS_TRAILER, InvalidInput, MeshError, Unimplemented, Violation, to_status
 
@@ -104,7 +106,7 @@ def _parse(parse: Callable[[bytes], Any], data: bytes) -> Any:
 class _Scope:
     """One RPC: its span is current inside, its deadline is set, and what it raises becomes a status."""
 
-    __slots__ = ("_context", "_method", "_span", "_token", "_tracer")
+    __slots__ = ("_began", "_code", "_context", "_method", "_span", "_token", "_tracer")
 
     def __init__(self, tracer: Tracer, method: str, context: Context) -> None:
         self._tracer = tracer
@@ -122,12 +124,16 @@ class _Scope:
         above = trace.set_span_in_context(NonRecordingSpan(remote)) if remote else otel_context.Context()
         self._span: Span = self._tracer.start_span(self._method, context=above, kind=SpanKind.SERVER)
         self._token = otel_context.attach(trace.set_span_in_context(self._span, above))
+        self._began, self._code = time.perf_counter(), "OK"
         left = self._context.time_remaining()
         set_remaining(DEFAULT_DEADLINE_S if left is None else left)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
         try:
-            if error is None or isinstance(error, grpc.aio.AbortError | GeneratorExit):
+            if error is None:
+                return
+            if isinstance(error, grpc.aio.AbortError | GeneratorExit):
+                self._code = "CANCELLED" if isinstance(error, GeneratorExit) else "ABORTED"
                 return
             named = error if isinstance(error, MeshError) else None
             if isinstance(error, NotImplementedError):
@@ -138,11 +144,18 @@ class _Scope:
             if named is None and isinstance(error, Exception):
                 log.error("unexpected_error", method=self._method, exc_info=error)
                 named = MeshError("an internal error occurred; its trace id finds it in the log")
+            self._code = named.status.name if named else "CANCELLED"
             if named is not None:
                 await _abort(self._context, named)
         finally:
+            _took(self._method, self._code)(time.perf_counter() - self._began)
             self._span.end()
             _detach(self._token)
+
+
+@cache
+def _took(method: str, code: str) -> Callable[[float], None]:
+    return metrics.RPC_SECONDS.labels(method, code).observe
 
 
 def _detach(token: Any) -> None:

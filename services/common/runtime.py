@@ -15,6 +15,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.common import metrics
 from services.common.interceptors import Registrar
 from services.common.settings import ServiceSettings
 from services.common.telemetry import Telemetry, configure_logging
@@ -75,6 +76,7 @@ async def _serve(name: str, settings: S, build: Build[S]) -> None:
                 sys.exit(f"llmmesh-{name}: cannot listen on {settings.host}:{settings.port}: in use or not ours")
             await server.start()
             log.info("listening", address=f"{settings.host}:{port}")
+            _serve_metrics(name, settings, stack)
             watch = asyncio.create_task(_watch(services, readiness))
             await stop.wait()
             log.info("stopping", grace_seconds=settings.grace_seconds)
@@ -86,6 +88,18 @@ async def _serve(name: str, settings: S, build: Build[S]) -> None:
     finally:
         await asyncio.to_thread(telemetry.close)
         log.info("stopped")
+
+
+def _serve_metrics(name: str, settings: ServiceSettings, stack: AsyncExitStack) -> None:
+    if settings.metrics_port is None:
+        return
+    try:
+        close = metrics.serve(name, settings.host, settings.metrics_port)
+    except OSError as error:
+        # Nobody who waits for an answer should go without because of a scrape.
+        log.error("metrics_not_served", port=settings.metrics_port, error=error.strerror)
+        return
+    stack.push_async_callback(asyncio.to_thread, close)
 
 
 def make_server(
@@ -135,6 +149,7 @@ async def _watch(services: Sequence[Service], readiness: health.aio.HealthServic
                     log.info("ready", service_name=service.name)
                 else:
                     log.warning("not_ready", service_name=service.name, missing=missing)
+            metrics.READY.labels(service.name).set(missing is None)
             await readiness.set(service.name, serving if missing is None else not_serving)
         # The first service is what the process is for; without the others it still belongs into the balancer.
         await readiness.set("", serving if known[services[0].name] is None else not_serving)

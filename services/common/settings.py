@@ -22,6 +22,10 @@ class ServiceSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
     port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 lets the system choose and logs it.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Lowest level that is logged.")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port where /metrics answers Prometheus, on the same address; unset: none."
+    )
+    metrics_tenants: bool = Field(False, description="Count requests and cost by tenant, too; of 200 tenants at most.")
     grace_seconds: float = Field(10.0, ge=0, le=600, description="How long open calls may finish after SIGTERM.")
     drain_seconds: float = Field(
         0.0,

@@ -26,6 +26,14 @@ GEN_AI_CACHE_WRITE_TOKENS = "gen_ai.usage.cache_write.input_tokens"
 GEN_AI_CACHE_CREATION_TOKENS = "gen_ai.usage.cache_creation.input_tokens"  # older spelling of the line above
 GEN_AI_COST = "gen_ai.usage.cost"  # USD as a float, for display only
 
+# OpenInference, which Phoenix reads. On the span of a vendor's call alone: what is counted twice is paid twice.
+OPENINFERENCE_KIND = "openinference.span.kind"
+LLM_MODEL = "llm.model_name"
+LLM_PROMPT_TOKENS = "llm.token_count.prompt"
+LLM_COMPLETION_TOKENS = "llm.token_count.completion"
+LLM_TOTAL_TOKENS = "llm.token_count.total"
+LLM_COST = "llm.cost.total"  # USD as a float, for display only
+
 # The mesh's own.
 TENANT = "llmmesh.tenant"
 NAMESPACE = "llmmesh.namespace"
@@ -42,6 +50,7 @@ CACHE_ALIAS = "llmmesh.cache.alias"  # these very words were served that answer 
 COALESCED = "llmmesh.coalesced"  # another request's answer, as it was made
 SHADOW = "llmmesh.shadow"  # true on a hit that is checked; on the check itself its kind
 CHECK_SPAN = "llmmesh.edge.check"  # the name of the span around the check of a hit
+BUDGET_NOTICE = "llmmesh.budget.notice"  # a soft budget is used up, and a cheaper tier was asked
 ROUTE_TIER = "llmmesh.route.tier"
 ROUTE_REASON = "llmmesh.route.reason"
 ROUTE_CANDIDATES = "llmmesh.route.candidates"  # "model=nano-USD", best first

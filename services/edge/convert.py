@@ -113,6 +113,7 @@ def receipt_to_pb(receipt: Receipt) -> inference_pb2.Receipt:
         cache_reason=receipt.cache_reason,
         route_reason=receipt.route_reason,
         entry_id=receipt.entry_id,
+        budget_notice=receipt.budget_notice,
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -109,13 +109,23 @@ class Batcher:
     batch.
     """
 
-    def __init__(self, model: TextModel, worker: Executor, *, max_batch: int, max_wait: float, max_queue: int) -> None:
-        """`max_batch` texts of at least 1 a batch; at most `max_queue` texts may wait."""
+    def __init__(
+        self,
+        model: TextModel,
+        worker: Executor,
+        *,
+        max_batch: int,
+        max_wait: float,
+        max_queue: int,
+        ran: Callable[[int], None] | None = None,
+    ) -> None:
+        """`max_batch` texts of at least 1 a batch; at most `max_queue` texts may wait. `ran` hears of each batch's size."""
         self._model = model
         self._worker = worker
         self._max_batch = max_batch
         self._max_wait = max_wait
         self._max_queue = max_queue
+        self._ran = ran
         self._waiting: deque[_Waiting] = deque()
         self._running: asyncio.Task[None] | None = None
 
@@ -161,6 +171,8 @@ class Batcher:
                         self._worker, self._model.encode, [item.text for item in batch]
                     )
                     rows = _rows(encoded, len(batch))
+                    if self._ran is not None:
+                        self._ran(len(batch))
                 except Exception as error:  # whatever it is, the calls that wait must hear of it
                     for item in batch:
                         if not item.done.done():

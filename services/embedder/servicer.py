@@ -3,10 +3,12 @@
 import grpc.aio
 
 from llmmesh.embedder.v1 import embedder_pb2, embedder_pb2_grpc
-from services.common import telemetry
+from services.common import metrics, telemetry
 from services.common.errors import ModelNotLoaded, NotReady, RateLimited, VerifierNotLoaded
 from services.embedder import convert
 from services.embedder.domain import Batcher, Embedder, Price, QueueFull
+
+_EMBED, _SCORE = metrics.EMBED_SECONDS.labels("embed"), metrics.EMBED_SECONDS.labels("score")
 
 
 class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
@@ -25,7 +27,8 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         texts = convert.texts_from(request)
         model = self._model(request.model)
         try:
-            embedded = await model.embed(texts)
+            with _EMBED.time():
+                embedded = await model.embed(texts)
         except QueueFull:
             raise RateLimited("too many texts are waiting", retry_after_s=1.0) from None
         cost = self._price.of(embedded.cpu_seconds)
@@ -43,7 +46,8 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         """Scores pairs."""
         pairs = convert.pairs_from(request)
         info = self._embedder.verifier
-        scored = await self._embedder.score(pairs, request.model)
+        with _SCORE.time():
+            scored = await self._embedder.score(pairs, request.model)
         if info is None or scored is None:
             raise VerifierNotLoaded("no verifier of that name is loaded")
         cost = self._price.of(scored.cpu_seconds)

@@ -12,6 +12,7 @@ from llmmesh.engine.v1 import engine_pb2_grpc
 from services.common.money import NANO
 from services.common.runtime import Service
 from services.engine.adapters.llamacpp import LlamaCpp
+from services.engine.adapters.metrics import tell_forever
 from services.engine.domain.backend import Backend, ModelAbsent
 from services.engine.domain.engine import Engine
 from services.engine.domain.meter import DeviceMeter
@@ -30,6 +31,7 @@ async def build(settings: EngineSettings, stack: AsyncExitStack) -> Sequence[Ser
     engine = open_engine(settings, stack)
     loading = asyncio.create_task(_load(engine))
     stack.push_async_callback(_stop, loading)
+    stack.push_async_callback(_stop, asyncio.create_task(tell_forever(engine)))
     return [
         Service(
             "llmmesh.engine.v1.EngineService",

@@ -9,6 +9,7 @@ from llmmesh.provider.v1 import batch_pb2_grpc, provider_pb2_grpc
 from services.common.clock import SystemClock
 from services.common.prices import PriceBook
 from services.common.runtime import Service
+from services.provider.adapters.metrics import CountingWatch, watch_breakers
 from services.provider.adapters.redis import open_limits
 from services.provider.adapters.spans import SpanWatch
 from services.provider.batch_servicer import BatchServicer
@@ -55,12 +56,13 @@ async def build(settings: ProviderSettings, stack: AsyncExitStack) -> Sequence[S
                 cache=config.cache_of(model, cache_rules) if settings.prompt_cache else NO_CACHE,
             )
             candidates.setdefault(model, []).append(candidate)
+    watch_breakers([candidate for served in candidates.values() for candidate in served])
     prices = PriceBook.load(settings.prices_file)
     dispatcher = Dispatcher(
         candidates,
         prices.rates,
         RetryRules(settings.max_attempts, settings.backoff_base_s, settings.backoff_max_s),
-        SpanWatch(),
+        CountingWatch(SpanWatch()),
         limits=_limits(settings, stack),
         hedging=HedgeRules(settings.hedge_quantile, settings.hedge_floor_s),
         prompts=PromptCache(prices.rates, time.monotonic, move_volatile=settings.prompt_cache_move_volatile),

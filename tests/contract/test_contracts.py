@@ -146,9 +146,9 @@ def test_no_error_class_is_defined_outside_of_the_table():
 
 
 def test_telemetry_names_are_ours_or_opentelemetrys():
-    standard = {"error.type", "rpc.system"}
+    standard = {"error.type", "rpc.system", "openinference.span.kind"}
     for name in telemetry.ATTRIBUTES:
-        assert name in standard or re.fullmatch(r"(llmmesh|gen_ai)(\.[a-z_]+)+", name), name
+        assert name in standard or re.fullmatch(r"(llmmesh|gen_ai|llm)(\.[a-z_]+)+", name), name
     assert set(telemetry.COST_SAVED) == {"cache", "routing", "compression", "prompt_cache", "batch"}
 
 

@@ -15,14 +15,16 @@ import pytest
 import redis
 import yaml
 
+from services.common.errors import PermissionDenied
 from services.common.policy import Policy
 from services.common.prices import PriceBook
 from services.common.settings import ServiceSettings
 from services.edge.adapters.keys import KeyFile
+from services.edge.domain.keys import Scope
 from services.provider.vendors import load_vendors
 
 SERVICES = ("embedder", "cache", "router", "compressor", "provider", "engine", "edge")
-STORES_AND_TELEMETRY = ("redis", "qdrant", "collector", "jaeger")
+STORES_AND_TELEMETRY = ("redis", "qdrant", "collector", "prometheus", "grafana", "jaeger")
 # Their images hold one binary and nothing that could ask it how it is.
 WITHOUT_HEALTHCHECK = {"collector", "jaeger"}
 
@@ -112,9 +114,9 @@ def test_the_policy_names_only_models_that_have_a_price_and_a_vendor(root):
     assert {model for tier in policy.tiers.values() for model in tier.candidates} <= served
 
 
-def test_only_the_edge_and_the_jaeger_ui_listen_on_the_host_and_only_on_loopback(config):
+def test_only_the_edge_and_the_pages_for_people_listen_on_the_host_and_only_on_loopback(config):
     published = {name: service["ports"] for name, service in config["services"].items() if service.get("ports")}
-    assert set(published) == {"edge", "jaeger"}
+    assert set(published) == {"edge", "grafana", "jaeger"}
     assert all(port["host_ip"] == "127.0.0.1" for ports in published.values() for port in ports)
 
 
@@ -154,7 +156,7 @@ def test_only_the_provider_has_a_way_out(config):
     internal = {name for name, network in config["networks"].items() if network.get("internal")}
     assert internal == {"mesh", "stores"}
     outside = {name for name, service in config["services"].items() if set(service["networks"]) - internal}
-    assert outside == {"provider", "edge", "jaeger"}
+    assert outside == {"provider", "edge", "grafana", "jaeger"}
     assert {name for name, service in config["services"].items() if "stores" in service["networks"]} == {
         "edge",
         "cache",
@@ -179,8 +181,15 @@ def test_secrets_fit_together_and_are_for_the_owner_only(secrets: Path):
     printed = (secrets.parent / "printed").read_text()
     key = re.search(r"key of tenant demo: (\S+)", printed)
     assert key
-    assert KeyFile(secrets / "keys.json").tenant(f"Bearer {key[1]}") == "demo"
-    assert key[1] not in (secrets / "keys.json").read_text()
+    assert KeyFile(secrets / "keys.json").identify(f"Bearer {key[1]}", Scope.INFERENCE).tenant == "demo"
+    admin = re.search(r"admin key: (\S+)", printed)
+    assert admin
+    keys = KeyFile(secrets / "keys.json")
+    keys.identify(f"Bearer {admin[1]}", Scope.ADMIN)
+    with pytest.raises(PermissionDenied):
+        keys.identify(f"Bearer {key[1]}", Scope.ADMIN)
+    for one in (key[1], admin[1]):
+        assert one not in (secrets / "keys.json").read_text()
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
     password = (secrets / "redis.env").read_text().strip().removeprefix("REDISCLI_AUTH=")
     assert len(password) == 48

@@ -71,6 +71,16 @@ class FileSpool:
         """Records that the ledger does not have yet."""
         return self._pending
 
+    def oldest_at(self) -> float | None:
+        """When the oldest of them was written, in unix seconds; None where there is none. May be asked by any thread."""
+        for path in sorted(self._folder.glob(_SEGMENT)):
+            try:
+                with path.open("rb") as file:
+                    return float(json.loads(file.readline())["ts"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # it was sent meanwhile, is empty or torn
+        return None
+
     def append(self, record: UsageRecord) -> None:
         self._pending += 1
         self._dirty = True

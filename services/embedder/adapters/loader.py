@@ -6,6 +6,7 @@ from pathlib import Path
 
 import structlog
 
+from services.common import metrics
 from services.embedder.adapters.weights import weights_of
 from services.embedder.domain import Batcher, Embedder, PairModel, TextModel
 from services.embedder.settings import EmbedderSettings
@@ -82,6 +83,7 @@ async def load_all(embedder: Embedder, settings: EmbedderSettings, worker: Execu
             max_batch=settings.max_batch,
             max_wait=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
+            ran=metrics.EMBED_BATCH.labels(model_id).observe,
         )
         embedder.loaded(batcher)
         if model_id == settings.verifier_model and isinstance(model, PairModel):

@@ -28,6 +28,9 @@ class SpanWatch:
             self._not_served.add(model)
             log.warning("no_vendor_serves_model", model=model)
 
+    def passed_over(self, vendor: str, why: str, wait_s: float) -> None:
+        return None  # no attempt, no span
+
     def attempt(self, model: str, vendor: str, number: int) -> "AttemptSpan":
         """The attempt's span. It is not made current: a generator may be closed from another task."""
         span = trace.get_tracer("llmmesh").start_span(
@@ -35,6 +38,8 @@ class SpanWatch:
             kind=SpanKind.CLIENT,
             attributes={
                 telemetry.GEN_AI_OPERATION: "chat",
+                telemetry.OPENINFERENCE_KIND: "LLM",
+                telemetry.LLM_MODEL: model,
                 telemetry.GEN_AI_PROVIDER: vendor,
                 telemetry.GEN_AI_REQUEST_MODEL: model,
                 telemetry.PROVIDER_VENDOR: vendor,
@@ -56,6 +61,9 @@ class AttemptSpan:
     def trace(self) -> tuple[tuple[str, str], ...]:
         return telemetry.inject(self._span)
 
+    def began(self) -> None:
+        return None
+
     def answered(self, completion: Completion, usage: Usage, charge: Charge) -> None:
         self._span.set_attributes(
             {
@@ -66,6 +74,9 @@ class AttemptSpan:
                 telemetry.GEN_AI_CACHE_READ_TOKENS: usage.cache_read_input_tokens,
                 telemetry.GEN_AI_CACHE_WRITE_TOKENS: usage.cache_write_input_tokens,
                 telemetry.GEN_AI_CACHE_CREATION_TOKENS: usage.cache_write_input_tokens,
+                telemetry.LLM_PROMPT_TOKENS: usage.input_tokens,
+                telemetry.LLM_COMPLETION_TOKENS: usage.output_tokens,
+                telemetry.LLM_TOTAL_TOKENS: usage.input_tokens + usage.output_tokens,
             }
         )
         if not charge.unpriced:
@@ -106,3 +117,4 @@ class AttemptSpan:
     def _set_cost(self, nanousd: int) -> None:
         self._span.set_attribute(telemetry.COST_SPAN, nanousd)
         self._span.set_attribute(telemetry.GEN_AI_COST, nanousd / NANO)
+        self._span.set_attribute(telemetry.LLM_COST, nanousd / NANO)

@@ -222,6 +222,7 @@ class Dispatcher:
         async with AsyncExitStack() as held:
             if not await candidate.slots.acquire(plan.left_s if patient else 0.0):
                 if patient:
+                    self._watch.passed_over(candidate.vendor, "slots", 0.0)
                     plan.busy(candidate)
                 return None
             held.callback(candidate.slots.release)
@@ -234,6 +235,7 @@ class Dispatcher:
                 taken = await self._limits.take(candidate.quotas, expected_tokens(order.chat))
                 if isinstance(taken, float):
                     if patient:
+                        self._watch.passed_over(candidate.vendor, "limits", taken)
                         plan.limited(candidate, taken)
                     return None
                 held.callback(lambda: self._limits.settle(taken, run.tokens))
@@ -298,6 +300,8 @@ class Dispatcher:
                         )
                     if run.race.winner is None:
                         pace.note(self._monotonic() - began)
+                        if order.streaming:
+                            watch.began()
                     if not run.race.won_by(run):
                         raise _Outrun
                     if isinstance(event, Completion):

@@ -105,6 +105,10 @@ class AttemptWatch(Protocol):
         """Headers that continue the trace below the attempt."""
         ...
 
+    def began(self) -> None:
+        """The first piece of an answer came."""
+        ...
+
     def answered(self, completion: Completion, usage: Usage, charge: Charge) -> None:
         """The attempt gave the answer."""
         ...
@@ -135,6 +139,10 @@ class Watch(Protocol):
 
     def attempt(self, model: str, vendor: str, number: int) -> AttemptWatch:
         """An attempt begins, the `number`-th of its request, from 1."""
+        ...
+
+    def passed_over(self, vendor: str, why: str, wait_s: float) -> None:
+        """A vendor was not called though it was its turn, and may be in `wait_s` seconds. `why`: "slots" or "limits"."""
         ...
 
     def not_served(self, model: str) -> None:

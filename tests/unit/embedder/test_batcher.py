@@ -161,3 +161,11 @@ def test_price_rounds_up(seconds, cost):
 
 def test_no_price_costs_nothing():
     assert Price(0).of(1000.0) == 0
+
+
+async def test_each_batch_tells_its_size(worker):
+    model, sizes = Recorder(), []
+    model.gate.set()
+    batches = Batcher(model, worker, max_batch=2, max_wait=0, max_queue=10, ran=sizes.append)
+    await batches.embed(["a", "b", "c"])
+    assert sizes == [2, 1]

@@ -112,6 +112,12 @@ class NoWatch:
     def lost(self, cost_nanousd: int) -> None:
         self.notes.append(f"lost {cost_nanousd}")
 
+    def began(self) -> None:
+        pass
+
+    def passed_over(self, vendor: str, why: str, wait_s: float) -> None:
+        pass
+
     def not_served(self, model: str) -> None:
         self.notes.append(f"nobody serves {model}")
 
