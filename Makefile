@@ -4,7 +4,7 @@ PY ?= python3.11
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint protos train-verifier clean
+.PHONY: help install clients demo up test lint protos train-verifier clean
 
 help: ## Show this list
 	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -18,6 +18,14 @@ $(VENV)/.installed: pyproject.toml requirements/local.lock
 	touch $@
 
 install: $(VENV)/.installed ## Create .venv with everything that the local mesh and the tests need
+
+CLIENTS := .venv-clients
+clients: $(CLIENTS)/.installed ## Create .venv-clients with LangChain and LlamaIndex, for the tests of the HTTP door
+
+$(CLIENTS)/.installed: requirements/clients.lock
+	$(PY) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --no-compile --no-deps --progress-bar off --quiet -r requirements/clients.lock
+	touch $@
 
 demo: install ## Start a local mesh, replay the support-desk workload, print what it saved
 	$(BIN)/llmmesh demo
