@@ -20,6 +20,7 @@ from services.cli import budgets as budgets_command
 from services.cli import chat as chat_command
 from services.cli import costs as costs_command
 from services.cli import prompt_cache as prompt_cache_command
+from services.cli.audit import commands as audit_commands
 from services.cli.batch import commands as batch_commands
 from services.cli.cache import commands as cache_commands
 from services.cli.demo import report, run, workload
@@ -262,6 +263,7 @@ def _running(state: Path | None) -> MeshJson | None:
     return None
 
 
+audit_commands.register(app)
 batch_commands.register(app)
 budgets_command.register(app)
 cache_commands.register(app)
