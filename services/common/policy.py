@@ -80,7 +80,8 @@ class CachePolicy(_Strict):
     allow_cross_language: bool = Field(False, description="An answer may serve a question in another language.")
     store_tool_calls: bool = Field(False, description="Answers that call tools may be stored.")
     review: bool = Field(
-        True, description="Keep the last semantic hits and near misses, with both questions, for people to look through."
+        True,
+        description="Keep the last semantic hits and near misses, with both questions, for people to look through.",
     )
 
 

@@ -12,7 +12,7 @@ from llmmesh.edge.v1.costs_pb2_grpc import add_CostServiceServicer_to_server
 from llmmesh.edge.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from llmmesh.edge.v1.keys_pb2_grpc import add_KeyServiceServicer_to_server
 from services.common.channels import open_channel
-from services.common.clock import SystemClock
+from services.common.clock import Clock, SystemClock
 from services.common.errors import MeshError, NotReady
 from services.common.money import NANO, Rates
 from services.common.policy import BudgetPolicy, Policy, TtlClass
@@ -22,7 +22,15 @@ from services.common.yaml_file import ConfigError
 from services.edge.adapters.batch_provider import BatchProviderPeer
 from services.edge.adapters.keys import KeyFile, KeyRing
 from services.edge.adapters.metrics import MeteredLedger, MeteredSpool, MeteredWalk, RecordMetrics, counted, watch_spool
-from services.edge.adapters.peers import CachePeer, CompressorPeer, EmbedderPeer, LeasePeer, ProviderPeer, RouterPeer
+from services.edge.adapters.peers import (
+    CachePeer,
+    CompressorPeer,
+    EmbedderPeer,
+    LeasePeer,
+    ProviderPeer,
+    RouterPeer,
+    UpkeepPeer,
+)
 from services.edge.adapters.redis import RedisLedger, open_redis
 from services.edge.adapters.redis_batches import RedisBatches
 from services.edge.adapters.redis_budgets import RedisBudgets
@@ -32,21 +40,25 @@ from services.edge.adapters.spans import check_span
 from services.edge.adapters.spool import FileSpool
 from services.edge.adapters.traffic import RedisTraffic
 from services.edge.batch_servicer import BatchServicer
+from services.edge.cost_servicer import CostServicer
 from services.edge.domain.batch_items import ItemSteps, Records
 from services.edge.domain.batch_worker import BatchWorker
 from services.edge.domain.budgets import Budget, BudgetBook, Mode, Period
-from services.edge.domain.ledger import Spool
+from services.edge.domain.costs import Costs
+from services.edge.domain.keys import DAY_S
+from services.edge.domain.ledger import Spool, hour_of
 from services.edge.domain.steps import Steps
 from services.edge.domain.traffic import Recording
 from services.edge.domain.trip import NamespaceRules, Rules
 from services.edge.door import Door
 from services.edge.key_servicer import KeyServicer
-from services.edge.servicer import CostServicer, InferenceServicer
+from services.edge.servicer import InferenceServicer
 from services.edge.settings import EdgeSettings
 
 log = structlog.get_logger()
 
 KEYS_RELOAD_S = 1.0
+SWEEP_S = 3600.0
 
 
 async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Service]:
@@ -74,6 +86,7 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
     metered = MeteredSpool(spool, record_metrics)
     rules = rules_of(policy, prices)
     budgets = RedisBudgets(redis, rules.budgets, settings.budget_replicas, clock)
+    costs = Costs(ledger, spool.flush)
 
     def steps_to(records: Spool) -> Steps:
         return Steps(
@@ -109,17 +122,35 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
         _note_defect,
     )
     await _keep(stack, worker.run())
+    await _keep(stack, _sweep_forever(ledger, settings, clock))
     await _keep(stack, shared_keys.follow())
     await _keep(stack, _reload_forever(key_file))
     if settings.http_port is not None:
         # Imported here: an edge without this door has no need of its libraries.
+        from starlette.routing import BaseRoute
+
+        from services.edge.console.pages import Console
+        from services.edge.console.sessions import Sessions
         from services.edge.http.app import Api, make_app
         from services.edge.http.server import serve_http
 
         embedder = EmbedderPeer(channels["embedder"], settings.default_timeout_seconds)
         api = Api(door, model_names(policy), embedder, metered, ledger.missing, settings.max_message_bytes)
+        console: list[BaseRoute] = []
+        if settings.console:
+            sessions = Sessions(redis, keys, lambda digest: shared_keys.find(digest) or key_file.find(digest), clock)
+            upkeep = UpkeepPeer(channels["cache"])
+            console = Console(
+                sessions,
+                costs,
+                upkeep,
+                budgets,
+                shared_keys,
+                lambda: list(key_file.kept()),
+                clock,
+            ).routes()
         await stack.enter_async_context(
-            serve_http(make_app(api), settings.host, settings.http_port, settings.grace_seconds)
+            serve_http(make_app(api, console), settings.host, settings.http_port, settings.grace_seconds)
         )
     return [
         Service(
@@ -129,7 +160,7 @@ async def build(settings: EdgeSettings, stack: AsyncExitStack) -> Sequence[Servi
         ),
         Service(
             "llmmesh.edge.v1.CostService",
-            CostServicer(ledger, spool, keys, clock),
+            CostServicer(costs, budgets, keys, clock, lambda: spool.pending),
             add_CostServiceServicer_to_server,
             missing=ledger.missing,
         ),
@@ -232,6 +263,20 @@ async def _keep(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> Non
             await task
 
     stack.push_async_callback(stop)
+
+
+async def _sweep_forever(ledger: RedisLedger, settings: EdgeSettings, clock: Clock) -> None:
+    while True:
+        now = clock.now()
+        records_before = hour_of(now - settings.records_days * DAY_S)
+        rollups_before = hour_of(now - max(settings.rollups_days, settings.records_days) * DAY_S)
+        try:
+            removed = await ledger.sweep(records_before, rollups_before)
+            if removed:
+                log.info("ledger_swept", hours=removed)
+        except MeshError as error:
+            log.warning("ledger_not_swept", error=error.message)
+        await asyncio.sleep(SWEEP_S)
 
 
 async def _reload_forever(keys: KeyFile) -> None:

@@ -19,7 +19,8 @@ from services.common.chat_pb import (
     usage_to_pb,
 )
 from services.common.errors import InvalidInput
-from services.edge.domain.ledger import CostSum, hour_of
+from services.edge.domain.budgets import BudgetStatus, Mode
+from services.edge.domain.ledger import CostQuery, CostSum, UsageRecord
 from services.edge.domain.ports import CacheControl, Question
 from services.edge.domain.trip import Began, Completed, Ended, Event, Receipt
 
@@ -37,7 +38,17 @@ _DIMENSIONS = {
     costs_pb2.COST_DIMENSION_HOUR: "hour",
     costs_pb2.COST_DIMENSION_TIER: "tier",
     costs_pb2.COST_DIMENSION_TENANT: "tenant",
+    costs_pb2.COST_DIMENSION_USER: "user",
+    costs_pb2.COST_DIMENSION_KIND: "kind",
+    costs_pb2.COST_DIMENSION_NAMESPACE: "namespace",
+    costs_pb2.COST_DIMENSION_DAY: "day",
 }
+_TIMES = (costs_pb2.COST_DIMENSION_HOUR, costs_pb2.COST_DIMENSION_DAY)
+_BUDGET_MODES = {Mode.HARD: costs_pb2.BUDGET_MODE_HARD, Mode.SOFT: costs_pb2.BUDGET_MODE_SOFT}
+MAX_FILTERS = 100
+MAX_VALUE = 128
+_KIND = re.compile(r"[A-Za-z0-9._/-]{0,64}")
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}|\*?")
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 REQUEST_ID_FORM = "1 to 128 visible ASCII characters"
 MAX_HOURS = 24 * 366
@@ -52,6 +63,7 @@ def question_from_pb(
     check = Checker()
     check_names(check, pb.namespace, pb.endpoint, pb.user)
     check.need(len(pb.model) <= 128, "model", "at most 128 characters")
+    check.need(bool(_KIND.fullmatch(pb.kind)), "kind", "at most 64 of A-Z a-z 0-9 . _ - /")
     control = control_from_pb(check, pb)
     try:
         chat = chat_from_pb(pb.chat)
@@ -59,7 +71,16 @@ def question_from_pb(
         raise InvalidInput(violations=[*error.violations, *check.violations]) from None
     check.done()
     return Question(
-        tenant, request_id, chat, pb.model or "auto", pb.namespace or "default", pb.endpoint, pb.user, control, pb.chat
+        tenant,
+        request_id,
+        chat,
+        pb.model or "auto",
+        pb.namespace or "default",
+        pb.endpoint,
+        pb.user,
+        control,
+        pb.chat,
+        kind=pb.kind,
     )
 
 
@@ -139,29 +160,53 @@ def event_to_pb(event: Event) -> inference_pb2.StreamCompleteResponse:
             return inference_pb2.StreamCompleteResponse(delta=delta_to_pb(event))
 
 
-def query_from_pb(pb: costs_pb2.QueryCostsRequest, now: float) -> tuple[str, str, tuple[str, ...]]:
-    """First hour, end hour (exclusive) and dimensions. Raises InvalidInput."""
+def asked_tenant(
+    pb: costs_pb2.QueryCostsRequest | costs_pb2.ExportRecordsRequest | costs_pb2.ListBudgetsRequest,
+) -> str:
+    """Whose costs are asked for: a tenant, "*" or nothing. Raises InvalidInput for what is no tenant's name."""
     check = Checker()
-    start = _seconds(pb, "from", now - 86_400)
-    end = _seconds(pb, "to", now + 3600)
-    for name, value in (("from", start), ("to", end)):
-        check.need(0 <= value < MAX_TIME, name, "must lie between the years 1970 and 9999")
+    check.need(bool(_TENANT.fullmatch(pb.tenant)), "tenant", 'at most 64 of A-Z a-z 0-9 . _ -, or "*"')
     check.done()
-    check.need(end > start, "to", "must be after `from`")
+    return pb.tenant
+
+
+def query_from_pb(pb: costs_pb2.QueryCostsRequest, tenant: str | None, now: float) -> CostQuery:
+    """Which sums, of a tenant or of all (None). Raises InvalidInput."""
+    check = Checker()
+    start, end = _stretch(check, pb, now - 86_400, now + 3600)
     check.need(end - start <= MAX_HOURS * 3600, "from", f"at most {MAX_HOURS} hours can be summed at once")
     for i, dimension in enumerate(pb.group_by):
         check.need(dimension in _DIMENSIONS, f"group_by[{i}]", "is not a known dimension")
     check.need(len(set(pb.group_by)) == len(pb.group_by), "group_by", "names a dimension twice")
+    check.need(len(pb.where) <= MAX_FILTERS, "where", f"at most {MAX_FILTERS} filters")
+    for i, one in enumerate(pb.where):
+        known = one.dimension in _DIMENSIONS
+        if check.need(known, f"where[{i}].dimension", "is not a known dimension"):
+            check.need(one.dimension not in _TIMES, f"where[{i}].dimension", "a time is no filter: use `from` and `to`")
+        check.need(len(one.value) <= MAX_VALUE, f"where[{i}].value", f"at most {MAX_VALUE} characters")
     check.done()
-    return hour_of(start), hour_of(end), tuple(_DIMENSIONS[d] for d in pb.group_by)
+    where = tuple((_DIMENSIONS[one.dimension], one.value) for one in pb.where)
+    return CostQuery(start, end, tuple(_DIMENSIONS[d] for d in pb.group_by), tenant, where)
 
 
-def _seconds(pb: costs_pb2.QueryCostsRequest, name: str, otherwise: float) -> float:
+def stretch_from_pb(pb: costs_pb2.ExportRecordsRequest, now: float) -> tuple[float, float]:
+    """From when up to and without when records are asked for, in unix seconds. Raises InvalidInput."""
+    return _stretch(Checker(), pb, now - 86_400, now)
+
+
+def _stretch(
+    check: Checker, pb: costs_pb2.QueryCostsRequest | costs_pb2.ExportRecordsRequest, start: float, end: float
+) -> tuple[float, float]:
     # `from` is a keyword, so the field is reached by name.
-    if not pb.HasField(name):  # type: ignore[arg-type]
-        return otherwise
-    stamp: Timestamp = getattr(pb, name)
-    return _seconds_of(stamp)
+    times = []
+    for name, otherwise in (("from", start), ("to", end)):
+        stamp: Timestamp = getattr(pb, name)
+        time = _seconds_of(stamp) if pb.HasField(name) else otherwise  # type: ignore[arg-type]
+        check.need(0 <= time < MAX_TIME, name, "must lie between the years 1970 and 9999")
+        times.append(time)
+    check.done()
+    check.need(times[0] < times[1], "to", "must be after `from`")
+    return times[0], times[1]
 
 
 def _seconds_of(pb: Timestamp | Duration) -> float:
@@ -183,3 +228,46 @@ def _row(row: CostSum) -> costs_pb2.CostRow:
         bill=bill,
         usage=usage_to_pb(row.usage()),
     )
+
+
+def record_to_pb(record: UsageRecord) -> costs_pb2.UsageRecord:
+    """A record, without what it was reserved for."""
+    return costs_pb2.UsageRecord(
+        record_id=record.record_id,
+        request_id=record.request_id,
+        at=_stamp(record.at),
+        tenant=record.tenant,
+        namespace=record.namespace,
+        endpoint=record.endpoint,
+        user=record.user,
+        model=record.model,
+        tier=record.tier,
+        outcome=record.outcome,
+        error=record.error,
+        kind=record.kind,
+        usage=usage_to_pb(record.usage),
+        bill=bill_to_pb(record.bill),
+    )
+
+
+def budget_to_pb(status: BudgetStatus) -> costs_pb2.Budget:
+    """How a budget stands."""
+    return costs_pb2.Budget(
+        name=status.name,
+        tenant=status.tenant,
+        endpoint=status.endpoint,
+        user=status.user,
+        namespace=status.namespace,
+        period=status.period,
+        mode=_BUDGET_MODES[status.mode],
+        limit_nanousd=status.limit,
+        spent_nanousd=status.spent,
+        reserved_nanousd=status.reserved,
+        resets_at=_stamp(status.resets_at),
+    )
+
+
+def _stamp(at: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMicroseconds(round(at * 1e6))
+    return stamp

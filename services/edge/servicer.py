@@ -6,19 +6,9 @@ from typing import Any
 
 import grpc
 
-from llmmesh.edge.v1 import costs_pb2, costs_pb2_grpc, inference_pb2, inference_pb2_grpc
-from services.common.clock import Clock
+from llmmesh.edge.v1 import inference_pb2, inference_pb2_grpc
 from services.common.errors import Unauthenticated
-from services.edge.adapters.spool import FileSpool
-from services.edge.convert import (
-    completed_to_pb,
-    costs_to_pb,
-    event_to_pb,
-    feedback_from_pb,
-    query_from_pb,
-)
-from services.edge.domain.keys import Keys, Scope
-from services.edge.domain.ledger import Ledger, sum_rollups
+from services.edge.convert import completed_to_pb, event_to_pb, feedback_from_pb
 from services.edge.domain.ports import Question
 from services.edge.domain.trip import Ended
 from services.edge.door import Door, InferenceRequest, describe
@@ -74,22 +64,3 @@ def headers_of(context: Context) -> tuple[str | None, str | None]:
         elif key == "x-request-id":
             request_id = str(value)
     return authorization, request_id
-
-
-class CostServicer(costs_pb2_grpc.CostServiceServicer):
-    """What was spent and saved."""
-
-    def __init__(self, ledger: Ledger, spool: FileSpool, keys: Keys, clock: Clock) -> None:
-        self._ledger = ledger
-        self._spool = spool
-        self._keys = keys
-        self._clock = clock
-
-    async def QueryCosts(self, request: costs_pb2.QueryCostsRequest, context: Context) -> costs_pb2.QueryCostsResponse:
-        authorization, _ = headers_of(context)
-        tenant = self._keys.identify(authorization, Scope.COSTS).tenant
-        first, end, group_by = query_from_pb(request, self._clock.now())
-        # What this replica still holds belongs into the sums; without Redis the query fails just below.
-        await self._spool.flush()
-        rows, total = sum_rollups(tenant, await self._ledger.rollups(tenant, first, end), group_by)
-        return costs_to_pb(rows, total, self._spool.pending)

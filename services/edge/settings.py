@@ -26,13 +26,23 @@ class EdgeSettings(ServiceSettings):
         description="Hashed API keys: {sha256 hex of the key: {tenant}}. Re-read when it changes.",
     )
     http_port: int | None = Field(
-        None, ge=0, le=65535, description="Port of the HTTP door (OpenAI's API); 0 lets the system choose. Unset: no door."
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the HTTP door (OpenAI's API); 0 lets the system choose. Unset: no door.",
+    )
+    console: bool = Field(
+        True, description="Show the console, for holders of an admin key, at /console of the HTTP door."
     )
     spool_dir: Path = Field(Path("spool"), description="Folder of the usage-record spool; on a volume in production.")
     spool_fsync_seconds: float = Field(
         0.1, gt=0, le=10, description="At most this much of the spool is lost with a node (not with a killed process)."
     )
     flush_seconds: float = Field(0.5, gt=0, le=60, description="How often spooled records go to Redis.")
+    records_days: int = Field(90, ge=1, le=3660, description="For so many days usage records are kept.")
+    rollups_days: int = Field(
+        400, ge=1, le=3660, description="For so many days sums by the hour are kept; no less than the records."
+    )
     policy_file: Path = Field(policy.SHIPPED, description="The policy.")
     prices_file: Path = Field(prices.SHIPPED, description="The price book.")
     default_timeout_seconds: float = Field(120.0, gt=0, description="Deadline of a call that brings none.")

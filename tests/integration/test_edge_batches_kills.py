@@ -164,7 +164,7 @@ async def refusal(call) -> MeshError:
 
 
 async def total(redis: Redis):
-    return sum_rollups("acme", await RedisLedger(redis).rollups("acme", "0", "9"), ())[1]
+    return sum_rollups("acme", [found async for found in RedisLedger(redis).rollups("acme", "0", "9")], ())[1]
 
 
 async def test_a_batch_is_answered_at_half_the_price(batches, vendor, redis, worker):

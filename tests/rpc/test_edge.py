@@ -27,6 +27,7 @@ from services.common.errors import (
     InvalidInput,
     MeshError,
     NotReady,
+    PermissionDenied,
     RateLimited,
     StreamCut,
     TooLarge,
@@ -36,42 +37,86 @@ from services.common.errors import (
     from_rpc_error,
 )
 from services.common.interceptors import DEFAULT_DEADLINE_S
+from services.common.money import Bill, CostItem, Savings, Usage
 from services.common.runtime import Service
 from services.common.telemetry import extract
 from services.common.testing import serve
 from services.edge.adapters.keys import KeyFile, hash_key
 from services.edge.adapters.peers import CachePeer, EmbedderPeer, LeasePeer, ProviderPeer, RouterPeer
 from services.edge.convert import receipt_to_pb
+from services.edge.cost_servicer import CostServicer
+from services.edge.domain.budgets import BudgetStatus, Mode
+from services.edge.domain.costs import Costs
+from services.edge.domain.ledger import METRICS, Rows, UsageRecord
 from services.edge.domain.ports import Found, LessonKind
 from services.edge.door import Door
-from services.edge.servicer import CostServicer, InferenceServicer
+from services.edge.servicer import InferenceServicer
 from tests.unit.edge.fakes import Clock, NoLimits, World, hit, question, text_answer
 from tests.waiting import until
 
 INFERENCE = "llmmesh.edge.v1.InferenceService"
 KEY = (("authorization", "Bearer k-1"),)
+ADMIN = (("authorization", "Bearer k-admin"),)
+
+
+NOON = 1_700_000_000.0
+HOUR = "2023-11-14T22"
+
+
+def spent(cost: int, tenant: str = "acme") -> UsageRecord:
+    """A record of an hour of the memory ledger."""
+    usage = Usage(10, 5, cache_writes=((300, 2),), estimated=True)
+    savings = Savings(cache=1, routing=2, compression=3, prompt_cache=4, batch=5)
+    bill = Bill(cost, cost + 15, savings, (CostItem("provider", "gpt-4o", cost),))
+    who = ("r", NOON, tenant, "default", "faq", "ann", "gpt-4o", "medium", "miss", usage, bill)
+    return UsageRecord(f"id{cost}", *who, reservation_id="secret", kind="question")
 
 
 class MemoryLedger:
-    """A ledger that is up, or not."""
+    """A ledger that is up, or not: one hour of two tenants."""
 
     def __init__(self) -> None:
         self.error: MeshError | None = None
-        self.asked: list[tuple[str, str, str]] = []
+        self.asked: list[tuple[str, str, str, bool]] = []
+        self.written = [spent(1), spent(2), spent(4, "volta")]
 
-    async def rollups(self, tenant: str, first_hour: str, end_hour: str) -> list[tuple[str, dict[str, int]]]:
+    async def tenants(self) -> list[str]:
+        return ["acme", "volta"]
+
+    async def hours(self, tenant: str, first_hour: str, end_hour: str) -> list[str]:
         if self.error:
             raise self.error
-        self.asked.append((tenant, first_hour, end_hour))
-        fields = {"faq\x1fgpt-4o\x1fmiss\x1fmedium\x1frequests": 2, "faq\x1fgpt-4o\x1fmiss\x1fmedium\x1factual": 50}
-        return [("2023-11-14T22", fields)]
+        return [HOUR]
+
+    async def rollups(
+        self, tenant: str, first_hour: str, end_hour: str, *, by_user: bool = False
+    ) -> AsyncIterator[tuple[str, Rows]]:
+        if self.error:
+            raise self.error
+        self.asked.append((tenant, first_hour, end_hour, by_user))
+        sums = {"requests": 2, "actual": 50}
+        row = ("faq", "gpt-4o", "miss", "medium", "question", "default", *(("ann",) if by_user else ()))
+        yield HOUR, {row: [sums.get(metric, 0) for metric in METRICS]}
+
+    async def records(self, tenant: str, hour: str) -> AsyncIterator[UsageRecord]:
+        for record in self.written:
+            if record.tenant == tenant:
+                yield record
 
 
-class NoSpool:
-    pending = 3
+class FixedBudgets:
+    """One budget of each tenant."""
 
-    async def flush(self) -> None:
-        return None
+    async def status(self, tenant: str | None) -> list[BudgetStatus]:
+        return [
+            BudgetStatus("all", name, "faq", "", "", "2023-11-14", Mode.SOFT, 100, 40, 7, NOON)
+            for name in ("acme", "volta")
+            if tenant in (None, name)
+        ]
+
+
+async def no_spool() -> None:
+    return None
 
 
 class Edge:
@@ -88,7 +133,10 @@ class Edge:
 @pytest.fixture
 async def edge(tmp_path):
     path = tmp_path / "keys.json"
-    path.write_text(json.dumps({hash_key("k-1"): {"tenant": "acme"}, hash_key("k-2"): {"tenant": "volta"}}))
+    kept = {hash_key("k-1"): {"tenant": "acme"}, hash_key("k-2"): {"tenant": "volta"}}
+    kept |= {hash_key("k-admin"): {"tenant": "admin", "scopes": ["admin"]}}
+    kept |= {hash_key("k-asks"): {"tenant": "acme", "scopes": ["inference"]}}
+    path.write_text(json.dumps(kept))
     keys, world, ledger = KeyFile(path), World(budgeted=True), MemoryLedger()
     limits = NoLimits()
     services = [
@@ -99,7 +147,7 @@ async def edge(tmp_path):
         ),
         Service(
             "llmmesh.edge.v1.CostService",
-            CostServicer(ledger, NoSpool(), keys, Clock()),  # type: ignore[arg-type]
+            CostServicer(Costs(ledger, no_spool), FixedBudgets(), keys, Clock(), lambda: 3),
             costs_pb2_grpc.add_CostServiceServicer_to_server,
         ),
     ]
@@ -401,7 +449,96 @@ async def test_costs_are_the_callers_own(edge):
     response = await edge.costs.QueryCosts(request, metadata=KEY)
     assert [list(row.key) for row in response.rows] == [["gpt-4o", "acme"]]
     assert (response.total.requests, response.total.bill.actual_nanousd, response.pending_records) == (2, 50, 3)
-    assert edge.ledger.asked == [("acme", "2023-11-13T22", "2023-11-14T23")]
+    assert edge.ledger.asked == [("acme", "2023-11-13T22", "2023-11-14T23", False)]
+
+
+async def test_an_admin_sees_every_tenants_costs(edge):
+    request = costs_pb2.QueryCostsRequest(group_by=[costs_pb2.COST_DIMENSION_TENANT], tenant="*")
+    response = await edge.costs.QueryCosts(request, metadata=ADMIN)
+    assert [(list(row.key), row.bill.actual_nanousd) for row in response.rows] == [(["acme"], 50), (["volta"], 50)]
+    assert response.total.bill.actual_nanousd == 100
+    response = await edge.costs.QueryCosts(costs_pb2.QueryCostsRequest(tenant="volta"), metadata=ADMIN)
+    assert response.total.requests == 2
+    assert edge.ledger.asked[-1][0] == "volta"
+
+
+async def test_costs_by_all_dimensions_and_only_what_is_asked_for(edge):
+    every = [number for number in costs_pb2.CostDimension.values() if number]
+    request = costs_pb2.QueryCostsRequest(group_by=every, tenant="acme")
+    (row,) = (await edge.costs.QueryCosts(request, metadata=KEY)).rows
+    named = dict(
+        zip((costs_pb2.CostDimension.Name(d).removeprefix("COST_DIMENSION_") for d in every), row.key, strict=True)
+    )
+    assert named == {
+        "ENDPOINT": "faq",
+        "MODEL": "gpt-4o",
+        "OUTCOME": "miss",
+        "HOUR": HOUR,
+        "TIER": "medium",
+        "TENANT": "acme",
+        "USER": "ann",
+        "KIND": "question",
+        "NAMESPACE": "default",
+        "DAY": "2023-11-14",
+    }
+    for user, requests in (("ann", 2), ("bob", 0), ("", 0)):
+        where = [costs_pb2.CostFilter(dimension=costs_pb2.COST_DIMENSION_USER, value=user)]
+        response = await edge.costs.QueryCosts(costs_pb2.QueryCostsRequest(where=where), metadata=KEY)
+        assert response.total.requests == requests
+
+
+async def exported(edge, metadata=KEY, **fields) -> list[costs_pb2.UsageRecord]:
+    request = costs_pb2.ExportRecordsRequest(**fields)
+    getattr(request, "from").FromSeconds(int(NOON) - 60)
+    request.to.FromSeconds(int(NOON) + 60)
+    return [record async for found in edge.costs.ExportRecords(request, metadata=metadata) for record in found.records]
+
+
+async def test_records_are_exported_with_everything_but_their_reservations(edge):
+    mine = await exported(edge)
+    assert [record.record_id for record in mine] == ["id1", "id2"]
+    (record, bill) = (mine[0], mine[0].bill)
+    assert (record.request_id, record.at.ToSeconds(), record.tenant, record.user) == ("r", int(NOON), "acme", "ann")
+    assert (record.namespace, record.endpoint, record.model, record.tier) == ("default", "faq", "gpt-4o", "medium")
+    assert (record.outcome, record.kind, record.error) == ("miss", "question", "")
+    assert (record.usage.input_tokens, record.usage.estimated, record.usage.cache_writes[0].tokens) == (10, True, 2)
+    assert (bill.actual_nanousd, bill.baseline_nanousd, bill.savings.batch_nanousd) == (1, 16, 5)
+    assert bill.items[0].model == "gpt-4o"
+    assert "secret" not in str(mine)
+    assert [record.tenant for record in await exported(edge, ADMIN, tenant="*")] == ["acme", "acme", "volta"]
+
+
+async def test_an_export_without_its_store_is_unavailable(edge):
+    edge.ledger.error = NotReady("redis: ConnectionError")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await exported(edge)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_budgets_are_the_callers_own(edge):
+    (budget,) = (await edge.costs.ListBudgets(costs_pb2.ListBudgetsRequest(), metadata=KEY)).budgets
+    assert (budget.name, budget.tenant, budget.endpoint, budget.period) == ("all", "acme", "faq", "2023-11-14")
+    assert budget.mode == costs_pb2.BUDGET_MODE_SOFT
+    assert (budget.limit_nanousd, budget.spent_nanousd, budget.reserved_nanousd) == (100, 40, 7)
+    assert budget.resets_at.ToSeconds() == int(NOON)
+    everybodys = (await edge.costs.ListBudgets(costs_pb2.ListBudgetsRequest(tenant="*"), metadata=ADMIN)).budgets
+    assert [b.tenant for b in everybodys] == ["acme", "volta"]
+
+
+@pytest.mark.parametrize("tenant", ["volta", "*"])
+async def test_anothers_costs_take_an_admins_key(edge, tenant):
+    calls = (
+        edge.costs.QueryCosts(costs_pb2.QueryCostsRequest(tenant=tenant), metadata=KEY),
+        edge.costs.ListBudgets(costs_pb2.ListBudgetsRequest(tenant=tenant), metadata=KEY),
+        exported(edge, tenant=tenant),
+        edge.costs.QueryCosts(costs_pb2.QueryCostsRequest(), metadata=(("authorization", "Bearer k-asks"),)),
+    )
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert isinstance(from_rpc_error(caught.value), PermissionDenied)
+        check_public(caught.value)
+    assert edge.ledger.asked == []
 
 
 def window(start: int | None, end: int | None, **more) -> costs_pb2.QueryCostsRequest:
@@ -426,6 +563,14 @@ def window(start: int | None, end: int | None, **more) -> costs_pb2.QueryCostsRe
         (window(None, None, group_by=[99]), "group_by[0]"),
         (window(None, None, group_by=[1, 1]), "group_by"),
         (window(None, None, group_by=[1] * 10_000), "group_by"),
+        (window(None, None, where=[costs_pb2.CostFilter(dimension=0)]), "where[0].dimension"),
+        (window(None, None, where=[costs_pb2.CostFilter(dimension=99)]), "where[0].dimension"),
+        (window(None, None, where=[costs_pb2.CostFilter(dimension=4)]), "where[0].dimension"),
+        (window(None, None, where=[costs_pb2.CostFilter(dimension=10)]), "where[0].dimension"),
+        (window(None, None, where=[costs_pb2.CostFilter(dimension=7, value="x" * 129)]), "where[0].value"),
+        (window(None, None, where=[costs_pb2.CostFilter(dimension=1)] * 101), "where"),
+        (window(None, None, tenant="a b"), "tenant"),
+        (window(None, None, tenant="**"), "tenant"),
     ],
 )
 async def test_a_question_about_costs_that_makes_no_sense_names_its_field(edge, request_, field):

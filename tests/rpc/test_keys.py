@@ -31,8 +31,8 @@ from services.common.testing import serve
 from services.edge.adapters.keys import KeyFile, KeyRing, hash_key
 from services.edge.batch_servicer import BatchServicer
 from services.edge.domain.keys import DAY_S, KeptKey, Key, Scope
-from services.edge.key_servicer import KeyServicer
 from services.edge.door import Door
+from services.edge.key_servicer import KeyServicer
 from services.edge.servicer import InferenceServicer
 from tests.unit.edge.fakes import NoLimits, World
 

@@ -57,8 +57,11 @@ from services.edge.domain.ports import (
     StreamStarted,
     Vector,
 )
+from services.edge.domain.upkeep import Quality, Review, Verdict
 
 R = TypeVar("R")
+
+UPKEEP_TIMEOUT_S = 5.0  # people wait for it
 
 LEARN_TIMEOUT_S = 10.0  # nobody waits for it
 LEASE = Duration(seconds=5)  # how long others wait for an edge that hangs; one that dies is noticed at once
@@ -66,6 +69,16 @@ _LESSON_KINDS = {
     LessonKind.MISS: cache_pb2.LESSON_KIND_MISS,
     LessonKind.SHADOW: cache_pb2.LESSON_KIND_SHADOW,
     LessonKind.STALENESS: cache_pb2.LESSON_KIND_STALENESS,
+}
+_REVIEW_KINDS = {
+    None: cache_pb2.REVIEW_KIND_UNSPECIFIED,
+    True: cache_pb2.REVIEW_KIND_HIT,
+    False: cache_pb2.REVIEW_KIND_NEAR_MISS,
+}
+_VERDICTS = {
+    cache_pb2.REVIEW_VERDICT_RIGHT: Verdict.RIGHT,
+    cache_pb2.REVIEW_VERDICT_WRONG: Verdict.WRONG,
+    cache_pb2.REVIEW_VERDICT_DOUBTFUL: Verdict.DOUBTFUL,
 }
 
 
@@ -219,6 +232,76 @@ class CachePeer:
         )
         response = await unary(self._store, request, cache_pb2.StoreResponse, self._store_timeout)
         return response.entry_id if response.stored else ""
+
+
+class UpkeepPeer:
+    """The cache, for those who look after it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        stub = cache_pb2_grpc.CacheServiceStub(channel)
+        self._namespaces, self._measure, self._reviews = stub.ListNamespaces, stub.Measure, stub.ListReviews
+        self._feedback, self._invalidate = stub.Feedback, stub.Invalidate
+
+    async def namespaces(self, tenant: str) -> list[str]:
+        request = cache_pb2.ListNamespacesRequest(caller=caller_pb2.Caller(tenant=tenant))
+        response = await unary(self._namespaces, request, cache_pb2.ListNamespacesResponse, UPKEEP_TIMEOUT_S)
+        return list(response.namespaces)
+
+    async def quality(self, tenant: str, namespace: str) -> Quality:
+        request = cache_pb2.MeasureRequest(caller=caller_pb2.Caller(tenant=tenant, namespace=namespace))
+        found = await unary(self._measure, request, cache_pb2.MeasureResponse, UPKEEP_TIMEOUT_S)
+        return Quality(
+            lookups=found.lookups,
+            exact_hits=found.exact_hits,
+            semantic_hits=found.semantic_hits,
+            near_misses=found.near_misses,
+            checked=found.checked,
+            wrong=found.wrong,
+            doubtful=found.doubtful,
+            wrong_low=found.wrong_rate_low,
+            wrong_high=found.wrong_rate_high,
+            error_budget=found.error_budget,
+            state=found.state,
+            threshold=found.threshold,
+        )
+
+    async def reviews(
+        self, tenant: str, namespace: str, *, hits: bool | None, unsettled: bool, token: str
+    ) -> tuple[list[Review], str]:
+        request = cache_pb2.ListReviewsRequest(
+            caller=caller_pb2.Caller(tenant=tenant, namespace=namespace),
+            kind=_REVIEW_KINDS[hits],
+            unsettled_only=unsettled,
+            page_token=token,
+        )
+        found = await unary(self._reviews, request, cache_pb2.ListReviewsResponse, UPKEEP_TIMEOUT_S)
+        return [_review(pb) for pb in found.reviews], found.next_page_token
+
+    async def judge(self, tenant: str, namespace: str, request_id: str, *, right: bool) -> bool:
+        caller = caller_pb2.Caller(tenant=tenant, namespace=namespace)
+        request = cache_pb2.FeedbackRequest(caller=caller, request_id=request_id, right=right)
+        return (await unary(self._feedback, request, cache_pb2.FeedbackResponse, UPKEEP_TIMEOUT_S)).counted
+
+    async def purge(self, tenant: str, namespace: str, entry_id: str) -> bool:
+        caller = caller_pb2.Caller(tenant=tenant, namespace=namespace)
+        request = cache_pb2.InvalidateRequest(caller=caller, entry_id=entry_id)
+        return (await unary(self._invalidate, request, cache_pb2.InvalidateResponse, UPKEEP_TIMEOUT_S)).removed > 0
+
+
+def _review(pb: cache_pb2.Review) -> Review:
+    return Review(
+        hit=pb.kind == cache_pb2.REVIEW_KIND_HIT,
+        verdict=_VERDICTS.get(pb.verdict, Verdict.UNCHECKED),
+        at=pb.at.ToMilliseconds() / 1000,
+        request_id=pb.request_id,
+        entry_id=pb.entry_id,
+        asked=pb.asked,
+        stored=pb.stored,
+        answer=pb.answer,
+        similarity=pb.similarity,
+        probability=pb.probability if pb.HasField("probability") else None,
+        reason=pb.reason,
+    )
 
 
 class LeasePeer:

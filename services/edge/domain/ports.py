@@ -25,7 +25,7 @@ class Question:
     """One request: who asks, what, and how it may be answered.
 
     `wire` is the chat in the form in which it came, opaque here: adapters send it on instead of making it anew from `chat`.
-    `batch`: the caller can wait for a batch.
+    `batch`: the caller can wait for a batch. `kind` is the caller's word for the kind of query, empty where it has none.
     """
 
     tenant: str
@@ -38,6 +38,7 @@ class Question:
     control: CacheControl = field(default_factory=CacheControl)
     wire: object = field(default=None, compare=False, repr=False)
     batch: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from services.common.tokens import estimate_chat_tokens, estimate_tokens
 from services.edge.domain.bill import answer_bill, failure_bill, hit_bill, shadow_bill
 from services.edge.domain.budgets import Budgets, Spender, Window, degraded, notice
 from services.edge.domain.flights import Landing
+from services.edge.domain.kinds import kind_of
 from services.edge.domain.ledger import Spool, UsageRecord
 from services.edge.domain.lessons import CheckScope, Lessons
 from services.edge.domain.ports import (
@@ -430,7 +431,8 @@ class Steps:
                 bill,
                 error,
                 trip.record_id if trip.reserved else "",
-                budgets=windows,
+                question.kind or kind_of(question.chat),
+                windows,
             )
         )
 

@@ -283,6 +283,9 @@ def _named(span: Span, where: str, error: Exception) -> MeshError:
     """The error for the caller; what nobody expected is logged and told as nothing but that."""
     if isinstance(error, ExceptionGroup):
         error = next((e for e in error.exceptions if isinstance(e, MeshError)), error)
+    if isinstance(error, ClientGone):
+        span.set_attribute(telemetry.ERROR_TYPE, "CANCELLED")
+        return MeshError("the caller hung up")
     if isinstance(error, MeshError):
         named = error
     else:
@@ -293,10 +296,8 @@ def _named(span: Span, where: str, error: Exception) -> MeshError:
     return named
 
 
-class ClientGone(MeshError):
+class ClientGone(Exception):
     """Nobody waits for the answer any more."""
-
-    reason = "CANCELLED"
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -194,7 +194,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 def _metrics() -> dict[str, float]:
     """The library's gauges and counters, summed over their labels; of its histograms sums and counts."""
-    from prometheus_client import REGISTRY  # type: ignore[import-not-found]  # it comes with vLLM
+    from prometheus_client import REGISTRY
 
     found: dict[str, float] = {}
     for family in REGISTRY.collect():

@@ -19,7 +19,7 @@ from services.common.errors import AllCandidatesFailed, BudgetExceeded, InvalidI
 from services.common.money import Rates, Usage, price
 from services.edge.domain.background import Background
 from services.edge.domain.bill import shadow_bill
-from services.edge.domain.ledger import UsageRecord, increments, sum_rollups
+from services.edge.domain.ledger import UsageRecord, amounts, packed, row_of, rows_of, sum_rollups
 from services.edge.domain.ports import Charge, Found
 from services.edge.domain.trip import Began, Ended
 from tests.unit.edge.fakes import (
@@ -170,9 +170,8 @@ async def test_a_check_by_a_model_without_a_price_is_flagged():
 def test_a_check_costs_and_is_no_request():
     bill = shadow_bill("m", Charge(5, CHEAP), [])
     record = UsageRecord("a", "r", 0.0, "acme", "default", "", "", "m", "t", "shadow", Usage(), bill)
-    fields = increments(record)
-    assert not [name for name in fields if name.endswith("requests")]
-    (row,), _ = sum_rollups("acme", [("2026-01-01T00", fields)], ("outcome",))
+    rows = rows_of({row_of(record): packed(amounts(record))})
+    (row,), _ = sum_rollups("acme", [("2026-01-01T00", rows)], ("outcome",))
     assert (row.key, row["actual"], row["overhead"], row["requests"]) == (("shadow",), 5, 5, 0)
 
 

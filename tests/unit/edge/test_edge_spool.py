@@ -52,9 +52,6 @@ class MemoryLedger:
         for one in records:
             self.records.setdefault(one.record_id, one)
 
-    async def rollups(self, tenant: str, first_hour: str, end_hour: str) -> list[tuple[str, dict[str, int]]]:
-        return []
-
 
 @pytest.fixture
 def ledger() -> MemoryLedger:
