@@ -1,7 +1,7 @@
 """Fits the calibration that is shipped with the cache: `python -m training.calibrate --model DIR`.
 
-Topics that trained no weight are played through, from an empty cache on, and the cache's own code collects candidates, vetoes,
-features and the verifier's scores. A second round takes pairs of look-alikes by themselves,
+Topics that trained no weight are played through: one wording of every intent is stored, the others are asked, and the cache's own
+code collects candidates, vetoes, features and the verifier's scores. A second round takes pairs of look-alikes by themselves,
 half of them traps: the hardest that a namespace could meet. Written families stand for freely worded questions, those put
 together from parts for plain ones.
 """
@@ -28,19 +28,21 @@ from training.data import Group, Question
 FRAMED = 12
 """Groups put together from parts that join, of each held-out domain."""
 VERIFIED = 4
-DESK = 120
-"""Questions of a topic and language that are played through, the first EMPTY of them unseen."""
-EMPTY = 20
 PAIRS_PER_FAMILY = 16
 TRAPS_SERVED = 1.2
 """How many times the error budget of look-alike traps may pass at the first limit: half of those lookups are traps."""
 BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 FLOOR = 0.3
-SPREAD = {"verifier": 0.15, "lead": 1.0, "alone": 1.0, "support": 1.0}
-"""How far a namespace's own weights may move. How often questions with one answer are near each other differs most."""
 RULES = Rules(floor=FLOOR, threshold=None, oldest=0.0, cross_language=False, highest_risk=0.0)
+STANDING = {"lead": 0.3, "alone": 0.0, "support": 0.2}
+"""What the other candidates say is kept at a guess: here every answer is stored once, as in no cache that has run for a while. A
+namespace's own labels move it furthest.
+"""
+WEIGHTS = STANDING | {"verifier": 1.0}
+SPREAD = dict.fromkeys(STANDING, 1.0) | {"verifier": 0.15}
+"""How far a namespace's own weights may move; 0.3 for the others."""
 START = Calibration(
-    weights=tuple(1.0 if name == "verifier" else 0.0 for name in FEATURES),
+    weights=tuple(WEIGHTS.get(name, 0.0) for name in FEATURES),
     bias=0.0,
     spread=(),
     ranking=tuple(10.0 if name == "similarity" else 0.0 for name in FEATURES),
@@ -59,13 +61,11 @@ class Examples:
         self.lookup: list[int] = []
         self.lookups = 0
 
-    def judge(
-        self, model: Lookalike, asked: Question, stored: Sequence[tuple[Question, float, str]], verified: int
-    ) -> None:
-        """Takes in the candidates of one lookup, `stored` with their similarity and group."""
+    def judge(self, model: Lookalike, asked: Question, stored: Sequence[tuple[Question, float]], verified: int) -> None:
+        """Takes in the candidates of one lookup, `stored` with their similarity."""
         suspects = [
-            Suspect(str(i), similarity, question.text, 1.0, pinned=False, group=group)
-            for i, (question, similarity, group) in enumerate(stored)
+            Suspect(str(i), similarity, question.text, 1.0, pinned=False)
+            for i, (question, similarity) in enumerate(stored)
         ]
         pending = verdict.screen(asked.text, suspects, RULES, START).pending[:verified]
         if pending:
@@ -83,34 +83,23 @@ def vectors(model: Lookalike, questions: Sequence[Question]) -> NDArray[np.float
 
 
 def desks(model: Lookalike, groups: Sequence[Group], chance: random.Random) -> Examples:
-    """Each topic as a help desk that begins empty: every question is looked up, then stored; it joins the best candidate's
-    group where that has its answer.
-    """
+    """Each topic as a help desk with one stored wording an intent."""
     found = Examples()
     for topic in sorted({group.topic for group in groups}):
         for language in ("en", "es"):
-            asked = [
-                question
-                for group in groups
-                if group.topic == topic
-                for question in group.questions
-                if question.language == language
-            ]
-            chance.shuffle(asked)
-            asked = asked[:DESK]
-            nearness = (at := vectors(model, asked)) @ at.T
-            joined: dict[int, str] = {}
-            for index, question in enumerate(asked):
-                best = [int(i) for i in np.argsort(-nearness[index, :index])[:CANDIDATES]]
-                stored = [
-                    (asked[i], float(nearness[index, i]), joined.get(i, str(i)))
-                    for i in best
-                    if nearness[index, i] >= FLOOR
-                ]
-                if index >= EMPTY:
-                    found.judge(model, question, stored, VERIFIED)
-                if stored and stored[0][0].key == question.key:
-                    joined[index] = stored[0][2]
+            by_key: dict[str, list[Question]] = {}
+            for group in groups:
+                if group.topic == topic:
+                    for question in group.questions:
+                        if question.language == language:
+                            by_key.setdefault(question.key, []).append(question)
+            wordings = [chance.sample(some, len(some)) for _, some in sorted(by_key.items()) if len(some) > 1]
+            stored = [some[0] for some in wordings]
+            asked = [some[1] for some in wordings]
+            nearness = vectors(model, asked) @ vectors(model, stored).T
+            for question, row in zip(asked, nearness, strict=True):
+                best = np.argsort(-row)[:CANDIDATES]
+                found.judge(model, question, [(stored[i], float(row[i])) for i in best if row[i] >= FLOOR], VERIFIED)
     return found
 
 
@@ -127,7 +116,7 @@ def traps(model: Lookalike, groups: Sequence[Group], chance: random.Random) -> E
             for first, second in chance.sample(some, min(PAIRS_PER_FAMILY // 2, len(some))):
                 similarity = float(vectors(model, [first])[0] @ vectors(model, [second])[0])
                 if similarity >= FLOOR:
-                    found.judge(model, first, [(second, similarity, "0")], 1)
+                    found.judge(model, first, [(second, similarity)], 1)
                 else:
                     found.lookups += 1
     return found
@@ -140,7 +129,7 @@ def calibrate(model: Lookalike, seed: int = 1) -> dict[str, object]:
     desk, trap = desks(model, groups, random.Random(seed)), traps(model, groups, random.Random(seed))
     rows = np.array([*desk.rows, *trap.rows])
     same = np.array([*desk.same, *trap.same], dtype=float)
-    free = np.array([*(2.0 if name == "verifier" else 0.6 for name in FEATURES), 3.0])
+    free = np.array([*(2.0 if name == "verifier" else 1e-3 if name in STANDING else 0.6 for name in FEATURES), 3.0])
     weights, bias = fit(rows, same, np.ones(len(rows)), centre=np.array([*START.weights, 0.0]), spread=free)
     cheap = rows.copy()
     cheap[:, FEATURES.index("verifier")] = 0.0

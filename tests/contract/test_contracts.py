@@ -64,7 +64,7 @@ def test_names_that_tools_rely_on():
         return {method.name for method in pb2.DESCRIPTOR.services_by_name[service].methods}
 
     assert methods("edge", "inference", "InferenceService") == {"Complete", "StreamComplete", "GiveFeedback"}
-    assert methods("edge", "costs", "CostService") == {"QueryCosts"}
+    assert methods("edge", "costs", "CostService") == {"QueryCosts", "ExportRecords", "ListBudgets"}
     batches = {"CreateBatch", "GetBatch", "ListBatches", "StreamBatchResults", "CancelBatch"}
     assert methods("edge", "batch", "BatchService") == batches
     assert methods("embedder", "embedder", "EmbedderService") >= {"Embed", "ScorePairs"}

@@ -34,7 +34,7 @@ async def test_a_paraphrase_is_a_semantic_hit(acme):
     assert second.receipt.similarity > 0.86
     bill = second.receipt.bill
     assert bill.actual_nanousd == bill.overhead_nanousd > 0
-    assert [item.component for item in bill.items] == [3]  # the embedder
+    assert [item.component for item in bill.items] == [3, 4]  # the embedder and the verifier
 
 
 TOOL = chat_pb2.Tool(name="find_order", parameters_json_schema='{"type": "object"}')

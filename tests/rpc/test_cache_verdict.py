@@ -11,8 +11,10 @@ from llmmesh.cache.v1 import cache_pb2, cache_pb2_grpc
 from llmmesh.common.v1 import caller_pb2, chat_pb2, usage_pb2, vector_pb2
 from services.cache.app import SERVICE
 from services.cache.convert import rules_of
+from services.cache.domain.answers import digest
 from services.cache.domain.lesson import unpack
 from services.cache.domain.ports import Alias, Body, CacheRules
+from services.cache.domain.signals import FEATURES
 from services.cache.servicer import CacheServicer
 from services.common.policy import Policy
 from services.common.prices import PriceBook
@@ -474,6 +476,17 @@ async def test_a_miss_teaches_whether_the_candidate_would_have_done(cache):
     (label,) = cache.world.bodies.kept_labels["acme", "default"]
     assert (label.same, label.weight) == (True, 1.0)
     assert label.features == pytest.approx(lesson.features)
+    # What was answered the same stands with it from now on.
+    (group,) = cache.world.bodies.groups.values()
+    assert group == digest("Click the blue button.")
+    assert list(cache.world.bodies.groups) == [("acme", lesson.asked)]
+
+
+async def test_what_was_answered_otherwise_joins_no_group(cache):
+    await cache.store(chance=0.9, answer="It costs 5 dollars.")
+    found = await cache.lookup(at=0.1)
+    assert await cache.learn(found.lesson, "It costs 9 dollars.") == "DIFFERENT"
+    assert not cache.world.bodies.groups
 
 
 async def test_labels_move_the_namespaces_own_calibration_only(cache):
@@ -774,7 +787,7 @@ async def test_checks_of_an_entry_are_known_to_its_next_verdict(cache):
         await cache.learn(found.lesson, "Click reset.", "SHADOW")
     lesson = unpack((await cache.lookup(OTHER, at=0.2)).lesson)
     assert lesson is not None
-    assert dataclasses.asdict(lesson)["features"][-1] == pytest.approx(np.log(4), abs=1e-4)
+    assert dataclasses.asdict(lesson)["features"][FEATURES.index("record")] == pytest.approx(np.log(4), abs=1e-4)
 
 
 # Reviews.
@@ -821,18 +834,23 @@ async def test_a_policy_can_switch_reviews_off(cache):
     assert not (await cache.reviews("unseen")).reviews
 
 
-@pytest.mark.parametrize(("answer", "verdict"), [("Click reset.", "RIGHT"), ("Call 555 4000.", "WRONG")])
+MENU = "Open the settings and choose the second entry of the list."
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"), [(MENU, "RIGHT"), ("It depends on which of the plans you have.", "WRONG")]
+)
 async def test_a_shadow_check_settles_the_pair(cache, answer, verdict):
-    await cache.store()
+    await cache.store(answer=MENU)
     found = await cache.served(request_id="r1")
     await cache.learn(found.lesson, answer, "SHADOW")
     assert await cache.review_verdicts() == [verdict]
 
 
 async def test_a_doubtful_check_says_so_until_somebody_knows(cache):
-    await cache.store(answer="Open the settings and choose the second entry of the list.")
+    await cache.store()
     found = await cache.served(request_id="r1")
-    assert await cache.learn(found.lesson, "It depends on which of the plans you have.", "SHADOW") == "DOUBT"
+    assert await cache.learn(found.lesson, "Call 555 4000.", "SHADOW") == "DOUBT"
     assert await cache.review_verdicts() == ["DOUBTFUL"]
     assert await cache.feedback("r1", right=True)
     assert await cache.review_verdicts() == ["RIGHT"]

@@ -18,6 +18,7 @@ from services.cache.domain.ports import (
 )
 from services.cache.domain.quality import Quality, QualityStore
 from services.cache.domain.reviews import Reviews, Standing
+from services.cache.domain.signals import hinted
 
 STALE_ALARM = 0.05
 """A share of stale answers that is surely exceeded (lower end of the 95% interval) raises the alarm."""
@@ -85,6 +86,9 @@ class Learning:
             return None
         stored = self._answer_text(body.payload)
         found = compare(stored, fresh, await self._similarity(stored, fresh))
+        if kind == MISS and found is Comparison.SAME and known.features and hinted(known.features):
+            # Look-alikes with one answer: as likely a model that did not see the difference as one that makes none.
+            found = Comparison.DOUBT
         if known.semantic:
             self._settle(tenant, namespace, known, _STANDINGS[found])
         if found is Comparison.DOUBT:

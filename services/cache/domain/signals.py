@@ -5,6 +5,7 @@ synonyms and rewordings better than word lists do; they go to the calibration, w
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.cache.domain.guards import Quantity, Reading, Veto, antonyms, direction, names
@@ -23,6 +24,7 @@ FEATURES = (
     "unshared",
     "shared",
     "length",
+    "same_words",
     "unknown_language",
     "record",
     "lead",
@@ -30,10 +32,11 @@ FEATURES = (
     "support",
 )
 """What the calibration weighs, in this order. `verifier` is its log-odds, `similarity` the cosine, `margin` how far the cosine is
-behind the best candidate's. `lead`, `alone` and `support` tell of the other candidates (`Standing`). The rest are 0 where nothing
-speaks against one answer.
+behind the best candidate's. `lead`, `alone` and `support` tell of the other candidates (`Standing`). `same_words` is 1 where
+only words without content differ. The rest are 0 where nothing speaks against one answer.
 """
 
+_HINTS = tuple(FEATURES.index(name) for name in ("numbers", "names", "negation", "antonyms", "tense", "word_order"))
 _LOGIT_LIMIT = 8.0
 
 
@@ -111,6 +114,7 @@ def compare(asked: Reading, stored: Reading) -> Signals:
     values["unshared"] = math.log1p(min(len(mine - theirs), len(theirs - mine)))
     values["shared"] = len(mine & theirs) / max(1, min(len(mine), len(theirs)))
     values["length"] = abs(math.log((1 + len(asked.words)) / (1 + len(stored.words))))
+    values["same_words"] = float(not notes and list(mine) == list(theirs))
     values["unknown_language"] = float(not asked.language or not stored.language)
     return Signals(values, notes)
 
@@ -131,6 +135,11 @@ def vector(
         "support": standing.support,
     }
     return tuple(values[name] for name in FEATURES)
+
+
+def hinted(features: Sequence[float]) -> bool:
+    """Whether something explainable speaks against one answer for both questions."""
+    return any(features[i] for i in _HINTS)
 
 
 def _conflict(asked: tuple[Quantity, ...], stored: tuple[Quantity, ...]) -> bool:

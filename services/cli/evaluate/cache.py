@@ -15,6 +15,7 @@ from services.cache.domain import cascade, guards, verdict
 from services.cache.domain.calibration import Calibration, Label
 from services.cache.domain.ports import CacheRules, Scores
 from services.cache.domain.quality import Quality
+from services.cache.domain.signals import hinted
 from services.cache.domain.verdict import CANDIDATES, Suspect, Verdict
 from services.cli.evaluate.rows import read_rows, write_rows
 from services.common.policy import Policy
@@ -104,7 +105,7 @@ class CacheTrial:
 
     def learn(self, decided: Verdict, same: bool) -> None:
         best = decided.judged[0]
-        if self._learns and best.features is not None:
+        if self._learns and best.features is not None and not (same and hinted(best.features)):
             self._quality.learn(TENANT, "", Label(best.features, same))
 
 
