@@ -92,7 +92,9 @@ def chat(
 @app.command()
 def costs(
     state: State = None,
-    by: Annotated[str, typer.Option(help="Comma-separated: endpoint, model, outcome, tier, hour")] = "outcome",
+    by: Annotated[
+        str, typer.Option(help="Comma-separated: endpoint, namespace, user, model, tier, outcome, kind, hour, day")
+    ] = "outcome",
     hours: Annotated[int, typer.Option(min=1, max=8784, help="How far back")] = 24,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:

@@ -1,5 +1,6 @@
 """The cache's tools on a running mesh, as a user calls them: warm, explain, feedback, purge, measure."""
 
+import csv
 import json
 import os
 import subprocess
@@ -75,6 +76,22 @@ async def test_warm_answers_are_served_explained_judged_and_purged(tool, acme, t
 
     assert json.loads(tool("warm", str(file), *AS_SENT, "--pin", "--json"))["stored"] == 1
     assert "1 answer of" in tool("cache", "purge", "--tag", "returns")
+
+
+def test_the_ledger_is_written_as_rows_that_add_up(tool, tmp_path):
+    lines, table = tmp_path / "ledger.jsonl", tmp_path / "ledger.csv"
+    assert "records written" in tool("export", "ledger", "--out", str(lines))
+    tool("export", "ledger", "--out", str(table), "--tenant", "acme-shop")
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert rows
+    for row in rows:
+        saved = sum(value for name, value in row.items() if name.startswith("saved_"))
+        assert row["actual_nanousd"] == row["baseline_nanousd"] - saved + row["overhead_nanousd"]
+        assert row["actual_nanousd"] == sum(value for name, value in row.items() if name.startswith("cost_"))
+    assert [row["record_id"] for row in rows if row["tenant"] == "acme-shop"] == [
+        row["record_id"] for row in csv.DictReader(table.open())
+    ][: len([row for row in rows if row["tenant"] == "acme-shop"])]
+    assert "has to end in" in tool("export", "ledger", "--out", str(tmp_path / "ledger.xls"), status=1)
 
 
 def test_the_record_is_shown(tool):

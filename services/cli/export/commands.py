@@ -1,9 +1,11 @@
-"""`llmmesh export finetune` and `llmmesh export purge`."""
+"""`llmmesh export`: `finetune` and `purge` of kept traffic, `ledger` of what it cost."""
 
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -11,6 +13,8 @@ from typing import Annotated, TextIO
 import typer
 from rich.console import Console
 
+from services.cli.client import connect
+from services.cli.export import ledger as records
 from services.cli.export.examples import Quality, examples
 from services.cli.mesh import MeshError, default_state_dir, read_mesh_json
 from services.cli.running import run
@@ -19,7 +23,7 @@ from services.common.errors import NotReady
 from services.edge.adapters.redis import open_redis
 from services.edge.adapters.traffic import RedisTraffic
 
-export = typer.Typer(help="What tenants had us keep of their traffic.", no_args_is_help=True)
+export = typer.Typer(help="What tenants had us keep of their traffic, and what it cost.", no_args_is_help=True)
 
 NOTHING = "nothing is kept of {}: the policy has to name the tenant in a namespace's record.tenants"
 
@@ -80,6 +84,36 @@ def purge(
                 typer.confirm(f"Remove all kept questions and answers of {tenant}?", abort=True, err=True)
             removed = sum([await traffic.purge(tenant, name) for name in names])
         Console().print(f"{removed:,} questions and answers of {tenant} removed.", highlight=False)
+
+    run(work())
+
+
+@export.command()
+def ledger(
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE", dir_okay=False, help="File to write, ending in .jsonl, .csv or .parquet"),
+    ],
+    hours: Annotated[int, typer.Option(min=1, max=8784, help="How far back")] = 24,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="One tenant. Default: all whose keys the mesh has")
+    ] = None,
+    state: State = None,
+) -> None:
+    """Write what every request cost and saved, a row each: JSONL, CSV or Parquet, money in whole nano-USD."""
+
+    async def work() -> None:
+        form = records.format_of(out)
+        mesh = read_mesh_json(state or default_state_dir())
+        end = datetime.fromtimestamp(time.time(), UTC)
+        written = 0
+        with _private_file(out) as file, records.writing(file, form) as write:
+            for name in [tenant] if tenant else mesh["keys"]:
+                async with connect(mesh, name) as client:
+                    async for batch in records.records(client, end - timedelta(hours=hours), end):
+                        write(map(records.row_of, batch))
+                        written += len(batch)
+        Console().print(f"{written:,} records written to {out}", highlight=False, markup=False, soft_wrap=True)
 
     run(work())
 
