@@ -229,7 +229,13 @@ async def _up(state: Path, policy: Path | None, console: Console) -> None:
             soft_wrap=True,
         )
         console.print(
-            f"\nKeys of all tenants and all addresses: {state / 'mesh.json'} ({tenant} above). Ctrl-C stops.",
+            f"\nCosts, cache and keys to look at: [bold]{mesh['http']}/console[/bold] "
+            f"(the key to sign in: {state / 'admin_key.plain'})",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(
+            f"Keys of all tenants and all addresses: {state / 'mesh.json'} ({tenant} above). Ctrl-C stops.",
             highlight=False,
         )
         await stopped
