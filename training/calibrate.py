@@ -34,9 +34,9 @@ TRAPS_SERVED = 1.2
 BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 FLOOR = 0.3
 RULES = Rules(floor=FLOOR, threshold=None, oldest=0.0, cross_language=False, highest_risk=0.0)
-STANDING = {"lead": 0.3, "alone": 0.0, "support": 0.2}
-"""What the other candidates say is kept at a guess: here every answer is stored once, as in no cache that has run for a while. A
-namespace's own labels move it furthest.
+STANDING = dict.fromkeys(("lead", "alone", "support"), 0.0)
+"""What the other candidates say counts for nothing until a namespace's own labels say what it is worth: here every answer is
+stored once, as in no cache that has run for a while, and a look-alike that is stored alone would lead without being right.
 """
 WEIGHTS = STANDING | {"verifier": 1.0}
 SPREAD = dict.fromkeys(STANDING, 1.0) | {"verifier": 0.15}

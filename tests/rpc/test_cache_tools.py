@@ -303,7 +303,7 @@ async def test_candidates_are_shown_with_what_was_thought_of_them(tools):
     await tools.warm()
     tools.world.verifier.chances["How do I return a jacket?"] = 0.999
     _, _, text = await explained(tools, "Can I return a jacket within 60 days?")
-    for part in ("served", "0.9990", "veto_numbers", "30 days [bold]", "semantic hit", "a probability of 0.98"):
+    for part in ("served", "0.9990", "veto_numbers", "30 days [bold]", "semantic hit", "a probability of 0.998"):
         assert part in text
     measured = await tools.cache.Measure(cache_pb2.MeasureRequest(caller=tools.doors.target.caller))
     assert measured.lookups == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.cache.domain.signals import FEATURES
+from services.cache.domain.signals import FEATURES, hinted
 
 SHIPPED = Path(__file__).parents[1] / "data" / "calibration.json"
 NEWTON_STEPS = 8
@@ -35,7 +35,8 @@ class Calibration:
 
     `first_risks` are pairs of an error budget and the greatest P(wrong) at which a namespace without history may serve under it,
     found where half of all lookups are traps; `risks` is the P(wrong) of the best candidate of typical lookups: what such a
-    namespace is taken to be like. `ranking` are the weights that order candidates before the verifier is asked.
+    namespace is taken to be like. `ranking` are the weights that order candidates before the verifier is asked; `prior` is
+    what a namespace's own calibration started from.
     """
 
     weights: tuple[float, ...]
@@ -45,6 +46,7 @@ class Calibration:
     first_risks: tuple[tuple[float, float], ...]
     risks: tuple[float, ...]
     model_id: str
+    prior: "Calibration | None" = None
 
     @classmethod
     def load(cls, path: Path = SHIPPED) -> "Calibration":
@@ -63,14 +65,24 @@ class Calibration:
         )
 
     def probability(self, features: Sequence[float]) -> float:
-        """P(one answer serves both), 0 to 1."""
+        """P(one answer serves both), 0 to 1.
+
+        Where a hint speaks against it, a namespace's labels may lower it and never raise it: none that could came from
+        such pairs.
+        """
         total = self.bias + sum(w * x for w, x in zip(self.weights, features, strict=True))
-        return 1.0 / (1.0 + math.exp(-min(max(total, -40.0), 40.0)))
+        found = 1.0 / (1.0 + math.exp(-min(max(total, -40.0), 40.0)))
+        return min(found, self.prior.probability(features)) if self.prior is not None and hinted(features) else found
 
     def first_risk(self, delta: float) -> float:
         """The greatest P(wrong) that may be served under the error budget `delta` without any history."""
         budgets, risks = zip(*self.first_risks, strict=True)
         return math.exp(float(np.interp(math.log(delta), np.log(budgets), np.log(risks))))
+
+    @property
+    def strictest_risk(self) -> float:
+        """The greatest P(wrong) that may be served where a hint speaks against it, whatever the error budget."""
+        return min((risk for _, risk in self.first_risks), default=0.0)
 
     def rank(self, features: Sequence[float]) -> float:
         """How promising a candidate is before the verifier is asked: higher is better."""
@@ -88,7 +100,7 @@ def adapted(prior: Calibration, labels: Sequence[Label]) -> Calibration:
         centre=np.array([*prior.weights, prior.bias]),
         spread=np.array(prior.spread),
     )
-    return replace(prior, weights=tuple(weights), bias=bias)
+    return replace(prior, weights=tuple(weights), bias=bias, prior=prior)
 
 
 def fit(

@@ -182,7 +182,10 @@ def rule(screened: Screened, scores: Mapping[str, float], rules: Rules, calibrat
             )
         )
     judged.sort(key=lambda j: -(j.probability or 0.0))
-    required = 1.0 - rules.highest_risk
+    risk = rules.highest_risk
+    if judged and judged[0].features is not None and signals.hinted(judged[0].features):
+        risk = min(risk, calibration.strictest_risk)
+    required = 1.0 - risk
     served = None
     if judged and judged[0].probability is not None and judged[0].probability >= required:
         served = judged[0].entry_id
